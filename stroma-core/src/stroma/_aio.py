@@ -1,0 +1,98 @@
+"""Small asyncio helpers that several layers need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+async def settled(value: T | Awaitable[T]) -> T:
+    """Return ``value``, awaited when it is awaitable: how sync and async stores are told apart."""
+    if inspect.isawaitable(value):
+        return await value
+    return cast(T, value)
+
+
+async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None) -> T:
+    """Wait for ``work`` even while being cancelled, then raise the cancellation.
+
+    A plain await and a bare `asyncio.shield` both lose a save when the loop shuts down, since
+    nobody waits for it any more.
+
+    Args:
+        work: what must not be cut.
+        grace_seconds: how long to go on waiting after the first cancellation; None waits
+            for as long as it takes.
+
+    Returns:
+        The result of ``work``.
+
+    Raises:
+        asyncio.CancelledError: cancelled meanwhile; ``work`` is done, or the grace is over.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    deadline: float | None = None
+    loop = asyncio.get_running_loop()
+    while not work.done():
+        left = None if deadline is None else deadline - loop.time()
+        if left is not None and left <= 0:
+            break
+        try:
+            await asyncio.wait({work}, timeout=left)
+        except asyncio.CancelledError as exc:
+            if cancelled is None and grace_seconds is not None:
+                deadline = loop.time() + grace_seconds
+            cancelled = exc
+    if cancelled is not None:
+        if work.done() and not work.cancelled():
+            work.exception()  # retrieved, so that the loop does not report it as lost
+        raise cancelled
+    return work.result()
+
+
+async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = None) -> T:
+    """Run a coroutine to its end even while being cancelled: `finish` in a task of its own."""
+    return await finish(asyncio.ensure_future(work), grace_seconds=grace_seconds)
+
+
+def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run ``call`` in a thread of its own, with a copy of the current context variables.
+
+    Nothing can cut a thread. A daemon thread per call keeps a call that never returns from
+    holding a pool's slot or the exit of the process; a late result is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def body() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = context.run(call)
+        except StopIteration as exc:  # a future refuses it
+            error = RuntimeError("the call raised StopIteration")
+            error.__cause__ = exc
+        except BaseException as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    threading.Thread(target=body, name="stroma-sync-node", daemon=True).start()
+    return future

@@ -1,0 +1,467 @@
+"""The store protocols, and the manager that puts a store behind a runner.
+
+Level 0 is anyone's store: `save`, `load` and `delete` of pydantic models. Level 1 moves
+records; a store class that implements its operations inherits level 0 from a mixin here.
+Operations may be sync or async: callers await what is awaitable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ValidationError
+
+from stroma._aio import in_daemon_thread, settled
+from stroma.cost import NO_USAGE
+from stroma.errors import ConfigError, RecordTooLarge, SchemaMismatch, StoreError
+from stroma.ids import check_id
+from stroma.records import (
+    PLAIN_EPOCH,
+    CheckpointRecord,
+    Commit,
+    CommitIds,
+    OpenedRun,
+    OpenRequest,
+    RecordHeader,
+    RecordKey,
+    RunPage,
+    RunQuery,
+    check_digest,
+    digest_of,
+)
+from stroma.schemas import codec_of, describe, register_models, registered_model
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+MaybeAwaitable: TypeAlias = T | Awaitable[T]
+
+
+@runtime_checkable
+class CheckpointStore(Protocol):
+    """Level 0, sync: where states go. No base class is needed.
+
+    `save_typed(run_id, node_id, state, schema)` and `load_typed(run_id, node_id, schema)` are
+    used when the store has them.
+    """
+
+    def save(self, run_id: str, node_id: str, state: BaseModel) -> None:
+        """Keep a state; a later one for the same run and node replaces it."""
+        ...
+
+    def load(self, run_id: str, node_id: str) -> BaseModel | None:
+        """Return the state that was kept, or None."""
+        ...
+
+    def delete(self, run_id: str) -> None:
+        """Remove what was kept of a run, and nothing else."""
+        ...
+
+
+@runtime_checkable
+class AsyncCheckpointStore(Protocol):
+    """Level 0, async: `CheckpointStore` with coroutine methods."""
+
+    async def save(self, run_id: str, node_id: str, state: BaseModel) -> None:
+        """Keep a state; a later one for the same run and node replaces it."""
+        ...
+
+    async def load(self, run_id: str, node_id: str) -> BaseModel | None:
+        """Return the state that was kept, or None."""
+        ...
+
+    async def delete(self, run_id: str) -> None:
+        """Remove what was kept of a run, and nothing else."""
+        ...
+
+
+class Durability(StrEnum):
+    """What a returned commit survives."""
+
+    MEMORY = "memory"
+    """Nothing: it is gone with the process."""
+    PROCESS = "process"
+    """The death of the process."""
+    INTERVAL_FSYNC = "interval-fsync"
+    """The death of the machine, but for the last moments."""
+    FSYNC = "fsync"
+    """The death of the machine."""
+    REPLICATED = "replicated"
+    """The loss of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a level 1 store promises.
+
+    Attributes:
+        durability: what a returned commit survives.
+        fencing: a token that is no longer the owner's can make nothing visible.
+        max_payload_bytes: the largest payload of one record, or None.
+    """
+
+    durability: Durability
+    fencing: bool = True
+    max_payload_bytes: int | None = None
+
+
+class RecordStore(Protocol):
+    """Level 1: moves records, and guards who may write them.
+
+    Every operation may be called from several event loops and threads of one process. Errors
+    are `StoreError`s with the driver's exception as their cause.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this store promises."""
+        ...
+
+    def setup(self) -> MaybeAwaitable[None]:
+        """Create what the store needs. Doing it again, or in two processes, does no harm."""
+        ...
+
+    def open_run(self, request: OpenRequest) -> MaybeAwaitable[OpenedRun | None]:
+        """Claim a run, creating it if the request says how; one atomic operation.
+
+        A run is claimed when nobody owns it, when its owner's lease has ended on the store's
+        clock, or when its owner is proved dead. A COMPLETED run is returned unclaimed unless
+        ``reopen``. Claiming sets the status to RUNNING, the token, the holder and the lease.
+
+        Returns:
+            The run with its headers and last result, or None if it does not exist and
+            ``request.new`` is None.
+
+        Raises:
+            RunLocked: another token owns it.
+        """
+        ...
+
+    def commit_many(
+        self, commits: Sequence[Commit]
+    ) -> MaybeAwaitable[Sequence[StoreError | None]]:
+        """Write several commits; each is atomic, and one that is refused harms no other.
+
+        A commit with a token is refused with `StaleOwner` when the run does not exist or
+        another token owns it, whether or not the lease has ended; with `AlreadyCommitted`
+        when another commit id holds the key of one of its records. A record whose commit id
+        is stored under its key already counts as written. A commit without a token replaces.
+
+        Returns:
+            For each commit None, or the error that it was refused with. When it returns,
+            every later load reads what was written.
+
+        Raises:
+            StoreUnavailable: nothing was written.
+            OutcomeUnknown: nobody knows whether anything was written.
+        """
+        ...
+
+    def renew(
+        self, claims: Sequence[tuple[str, str]], lease_ms: int
+    ) -> MaybeAwaitable[Sequence[bool]]:
+        """Extend the leases of (run id, token) pairs; False where the token is not the owner."""
+        ...
+
+    def release(self, run_id: str, token: str) -> MaybeAwaitable[None]:
+        """Give up a run. Nothing happens when the token is not the owner."""
+        ...
+
+    def fetch(
+        self, run_id: str, keys: Sequence[RecordKey]
+    ) -> MaybeAwaitable[Sequence[CheckpointRecord | None]]:
+        """Return the record of each key, or None; see `RecordKey.epoch` for None."""
+        ...
+
+    def runs(self, query: RunQuery) -> MaybeAwaitable[RunPage]:
+        """List runs, the last updated first; equal times by run id."""
+        ...
+
+    def delete(self, run_id: str) -> MaybeAwaitable[None]:
+        """Remove the run and all its records, plain ones too, and nothing else."""
+        ...
+
+    def purge(self, query: RunQuery) -> MaybeAwaitable[int]:
+        """Remove the runs that a query finds, up to its limit, except owned ones.
+
+        Returns:
+            How many were removed.
+        """
+        ...
+
+    def health(self) -> MaybeAwaitable[None]:
+        """Return if the store can read and write now.
+
+        Raises:
+            StoreError: it cannot; the message says why.
+        """
+        ...
+
+
+def is_record_store(store: object) -> bool:
+    """Say whether a store has the level 1 operations."""
+    return all(hasattr(store, name) for name in ("open_run", "commit_many", "fetch"))
+
+
+async def close_store(store: object) -> None:
+    """Close a store that can be closed: by `aclose`, or else by `close`."""
+    for name in ("aclose", "close"):
+        close = getattr(store, name, None)
+        if close is not None:
+            await settled(close())
+            return
+
+
+def check_size(commits: Sequence[Commit], capabilities: Capabilities) -> list[StoreError | None]:
+    """Return the refusal of each commit that is too large for a store, None for the others."""
+    limit = capabilities.max_payload_bytes
+    if limit is None:
+        return [None] * len(commits)
+    return [_too_large(commit, limit) for commit in commits]
+
+
+def _too_large(commit: Commit, limit: int) -> StoreError | None:
+    for header, payload in commit.records:
+        if len(payload) > limit:
+            return RecordTooLarge(
+                f"run {header.run_id!r}, {header.path!r}: the payload has {len(payload)} bytes, "
+                f"and this store takes {limit}: return less, or a reference to it"
+            )
+    return None
+
+
+_commit_ids = CommitIds()
+
+
+def plain_commit(
+    run_id: str, node_id: str, state: BaseModel, schema: type[BaseModel] | None = None
+) -> Commit:
+    """Return the commit that `save` makes: an upsert outside epochs.
+
+    Raises:
+        ConfigError: an id cannot be stored, or the state could not come back.
+        pydantic.ValidationError: the state does not fit ``schema``.
+    """
+    check_id(run_id, "run id")
+    check_id(node_id, "node id")
+    codec = codec_of(schema or type(state))
+    payload = codec.dump(codec.accept(state))
+    header = RecordHeader(
+        run_id,
+        PLAIN_EPOCH,
+        node_id,
+        "result",
+        0,
+        -1,
+        _commit_ids(),
+        node_id,
+        codec.ref,
+        codec.fingerprint,
+        digest_of(payload),
+        NO_USAGE,
+        0.0,
+        "",
+        time.time(),
+    )
+    return Commit(run_id, "", (CheckpointRecord(header, payload),))
+
+
+def plain_key(run_id: str, node_id: str) -> RecordKey:
+    """Return the key that `load` reads: the plain record, or else the newest epoch's result."""
+    return RecordKey(check_id(run_id, "run id"), None, check_id(node_id, "node id"))
+
+
+def plain_state(record: CheckpointRecord | None, schema: type[M] | None) -> M | BaseModel | None:
+    """Return the state in a record, by the given schema or the one registered under its name.
+
+    Raises:
+        RecordCorrupt: the payload does not have its digest.
+        SchemaMismatch: the payload does not fit the schema.
+        UnknownSchema: no schema was given, and the stored reference names none or several.
+    """
+    if record is None:
+        return None
+    payload = check_digest(record)
+    model = schema or registered_model(record.header.schema_ref)
+    try:
+        return codec_of(model).load(payload)
+    except ValidationError as exc:
+        problems = describe(exc)
+        raise SchemaMismatch(
+            f"run {record.header.run_id!r}, {record.header.path!r}: what was recorded as "
+            f"{record.header.schema_ref} does not fit {model.__name__}: {'; '.join(problems)}",
+            changes=problems,
+        ) from exc
+
+
+def first_error(outcomes: Sequence[StoreError | None]) -> None:
+    """Raise the refusal of a commit that was made alone."""
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+class SyncPlainMethods:
+    """Level 0 for a sync level 1 store."""
+
+    def save(self: SyncRecordStore, run_id: str, node_id: str, state: BaseModel) -> None:
+        """Keep a state with its type; a later one for the same run and node replaces it."""
+        first_error(self.commit_many([plain_commit(run_id, node_id, state)]))
+
+    def save_typed(
+        self: SyncRecordStore,
+        run_id: str,
+        node_id: str,
+        state: BaseModel,
+        schema: type[BaseModel],
+    ) -> None:
+        """Keep a state coerced to a schema."""
+        first_error(self.commit_many([plain_commit(run_id, node_id, state, schema)]))
+
+    def load(self: SyncRecordStore, run_id: str, node_id: str) -> BaseModel | None:
+        """Return what `save` kept, or else the newest result of a run, or None."""
+        return plain_state(self.fetch(run_id, [plain_key(run_id, node_id)])[0], None)
+
+    def load_typed(self: SyncRecordStore, run_id: str, node_id: str, schema: type[M]) -> M | None:
+        """Return what was kept as an instance of ``schema``, whatever it was saved as."""
+        state = plain_state(self.fetch(run_id, [plain_key(run_id, node_id)])[0], schema)
+        assert state is None or isinstance(state, schema)
+        return state
+
+
+class AsyncPlainMethods:
+    """Level 0 for an async level 1 store."""
+
+    async def save(self: AsyncRecordStore, run_id: str, node_id: str, state: BaseModel) -> None:
+        """Keep a state with its type; a later one for the same run and node replaces it."""
+        first_error(await self.commit_many([plain_commit(run_id, node_id, state)]))
+
+    async def save_typed(
+        self: AsyncRecordStore,
+        run_id: str,
+        node_id: str,
+        state: BaseModel,
+        schema: type[BaseModel],
+    ) -> None:
+        """Keep a state coerced to a schema."""
+        first_error(await self.commit_many([plain_commit(run_id, node_id, state, schema)]))
+
+    async def load(self: AsyncRecordStore, run_id: str, node_id: str) -> BaseModel | None:
+        """Return what `save` kept, or else the newest result of a run, or None."""
+        found = await self.fetch(run_id, [plain_key(run_id, node_id)])
+        return plain_state(found[0], None)
+
+    async def load_typed(
+        self: AsyncRecordStore, run_id: str, node_id: str, schema: type[M]
+    ) -> M | None:
+        """Return what was kept as an instance of ``schema``, whatever it was saved as."""
+        found = await self.fetch(run_id, [plain_key(run_id, node_id)])
+        state = plain_state(found[0], schema)
+        assert state is None or isinstance(state, schema)
+        return state
+
+
+class SyncRecordStore(Protocol):
+    """What `SyncPlainMethods` stand on."""
+
+    def commit_many(self, commits: Sequence[Commit]) -> Sequence[StoreError | None]:
+        """See `RecordStore.commit_many`."""
+        ...
+
+    def fetch(
+        self, run_id: str, keys: Sequence[RecordKey]
+    ) -> Sequence[CheckpointRecord | None]:
+        """See `RecordStore.fetch`."""
+        ...
+
+
+class AsyncRecordStore(Protocol):
+    """What `AsyncPlainMethods` stand on."""
+
+    async def commit_many(self, commits: Sequence[Commit]) -> Sequence[StoreError | None]:
+        """See `RecordStore.commit_many`."""
+        ...
+
+    async def fetch(
+        self, run_id: str, keys: Sequence[RecordKey]
+    ) -> Sequence[CheckpointRecord | None]:
+        """See `RecordStore.fetch`."""
+        ...
+
+
+class CheckpointManager:
+    """A store of either level, sync or async, behind one async interface.
+
+    Args:
+        store: anything with `save`, `load` and `delete`.
+
+    Raises:
+        ConfigError: it lacks one of them.
+    """
+
+    def __init__(self, store: object) -> None:
+        missing = [n for n in ("save", "load", "delete") if not callable(getattr(store, n, None))]
+        if missing:
+            raise ConfigError(
+                f"{type(store).__name__} is no checkpoint store: it has no {', '.join(missing)}"
+            )
+        self.store = store
+
+    async def checkpoint(self, run_id: str, node_id: str, state: BaseModel) -> None:
+        """Keep a state."""
+        await call_store(self.store, "save", run_id, node_id, state)
+
+    async def resume(self, run_id: str, node_id: str, schema: type[M]) -> M | None:
+        """Return what was kept as an instance of ``schema``, or None.
+
+        Raises:
+            TypeError: the store cannot load by schema, and what it loaded is something else.
+        """
+        if hasattr(self.store, "load_typed"):
+            found = await call_store(self.store, "load_typed", run_id, node_id, schema)
+        else:
+            found = await call_store(self.store, "load", run_id, node_id)
+        if found is None or isinstance(found, schema):
+            return found
+        raise TypeError(
+            f"run {run_id!r}, node {node_id!r}: {type(self.store).__name__} loaded "
+            f"{type(found).__name__}, and {schema.__name__} was asked for"
+        )
+
+    async def clear(self, run_id: str) -> None:
+        """Remove everything that was kept of a run."""
+        await call_store(self.store, "delete", run_id)
+
+    async def aclose(self) -> None:
+        """Close the store, if it can be closed."""
+        await close_store(self.store)
+
+
+async def call_store(store: object, operation: str, *args: object) -> object:
+    """Call an operation of a store: directly, awaited, or in a thread if it asks for one.
+
+    A store asks by an attribute ``run_in_thread`` that is true.
+    """
+    method = getattr(store, operation)
+    if getattr(store, "run_in_thread", False):
+        return await in_daemon_thread(lambda: method(*args))
+    return await settled(method(*args))
+
+
+def _schema_ref(state: BaseModel | type[BaseModel]) -> str:
+    """Return the "module:qualname" reference of a model, for authors of stores."""
+    schema = state if isinstance(state, type) else type(state)
+    register_models(schema)
+    return codec_of(schema).ref
+
+
+def _resolve_schema(ref: str) -> type[BaseModel]:
+    """Return the model that this process registered under a reference, for authors of stores.
+
+    Raises:
+        UnknownSchema: no model, or more than one, is registered under it.
+    """
+    return registered_model(ref)

@@ -1,0 +1,340 @@
+"""Usage, prices and budgets: what a run spent, and what it may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stroma.errors import BudgetExceeded, ConfigError, UnknownPrice
+
+ZERO_USD = Decimal(0)
+
+
+class Usage(NamedTuple):
+    """What one attempt, one node or one run used.
+
+    Attributes:
+        input_tokens: tokens sent; all of them where the node did not tell them apart.
+        output_tokens: tokens received.
+        cost_usd: what they cost; None while nobody could price some of them.
+        model: the model, or several joined by "+"; "" when the node named none.
+        price_source: where the price is from; "" when nothing was priced.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal | None = ZERO_USD
+    model: str = ""
+    price_source: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum; its cost is unknown when one of the costs is."""
+        if self is NO_USAGE:
+            return other
+        if other is NO_USAGE:
+            return self
+        unknown = self.cost_usd is None or other.cost_usd is None
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            None if unknown else (self.cost_usd or ZERO_USD) + (other.cost_usd or ZERO_USD),
+            _joined(self.model, other.model),
+            _joined(self.price_source, other.price_source),
+        )
+
+
+NO_USAGE = Usage()
+
+
+def _joined(first: str, second: str) -> str:
+    if not second or first == second:
+        return first
+    names = dict.fromkeys([*first.split("+"), *second.split("+")])
+    return "+".join(name for name in names if name)
+
+
+class Price(NamedTuple):
+    """What tokens of one model cost.
+
+    Attributes:
+        input_usd: for a million input tokens.
+        output_usd: for a million output tokens.
+        source: where the figures are from, with their date.
+    """
+
+    input_usd: Decimal
+    output_usd: Decimal
+    source: str
+
+    def cost_usd(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """Return the cost of these tokens."""
+        return (self.input_usd * input_tokens + self.output_usd * output_tokens) / 1_000_000
+
+
+class Pricer(Protocol):
+    """Prices the tokens of a call. Asked in order, the built-in table last."""
+
+    def __call__(self, model: str, input_tokens: int, output_tokens: int, /) -> Price | None:
+        """Return the price per million tokens that holds for this call, or None."""
+        ...
+
+
+class PriceTable:
+    """A pricer with fixed prices by model name.
+
+    Args:
+        prices: USD for a million (input, output) tokens, by model.
+        source: where they are from.
+
+    Raises:
+        ConfigError: a price is negative or no number.
+    """
+
+    def __init__(
+        self, prices: Mapping[str, tuple[Decimal | float | str, Decimal | float | str]], source: str
+    ) -> None:
+        self._prices = {m: Price(_usd(m, i), _usd(m, o), source) for m, (i, o) in prices.items()}
+
+    def __call__(self, model: str, input_tokens: int, output_tokens: int, /) -> Price | None:
+        """Return the price of a model, or None."""
+        return self._prices.get(model)
+
+
+def _usd(model: str, value: Decimal | float | str) -> Decimal:
+    try:
+        price = Decimal(str(value))
+    except ArithmeticError:
+        price = Decimal("NaN")
+    if not price.is_finite() or price < 0:
+        raise ConfigError(f"the price of model {model!r} must be 0 or more USD, not {value!r}")
+    return price
+
+
+class ExecutionBudget(BaseModel):
+    """Limits of a run, over all its starts. None is no limit.
+
+    Attributes:
+        tokens: input and output tokens together.
+        cost_usd: dollars.
+        latency_ms: milliseconds of active time: downtime between two starts does not count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int | None = Field(default=None, ge=0)
+    cost_usd: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
+    latency_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether there is no limit at all."""
+        return self.tokens is None and self.cost_usd is None and self.latency_ms is None
+
+
+class ModelFallback(BaseModel):
+    """Use a cheaper model once a share of the budget is spent.
+
+    Attributes:
+        model: the model that nodes would use.
+        to: the one that they are told to use instead.
+        at_budget_pct: share of the USD budget, or of the token budget where there is none in
+            USD, from 0 to 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1)
+    to: str = Field(min_length=1)
+    at_budget_pct: float = Field(default=0.8, ge=0, le=1)
+
+
+OnUnknownPrice: TypeAlias = Literal["error", "tokens_only"] | Price
+"""Under a USD budget, tokens that nobody can price are an error, not counted, or priced so."""
+
+
+class Ledger:
+    """The account of one run: what was spent, in this process and earlier ones.
+
+    Totals are running sums: a check costs the same after a thousand nodes as after one.
+    """
+
+    __slots__ = (
+        "_active_before_ms",
+        "_fallbacks",
+        "_on_unknown_price",
+        "_pricers",
+        "before",
+        "budget",
+        "spent",
+        "unpriced",
+    )
+
+    def __init__(
+        self,
+        budget: ExecutionBudget,
+        pricers: Sequence[Pricer] = (),
+        *,
+        fallbacks: Sequence[ModelFallback] = (),
+        on_unknown_price: OnUnknownPrice = "error",
+    ) -> None:
+        self.budget = budget
+        self.spent = NO_USAGE
+        self.before = NO_USAGE
+        self.unpriced: str | None = None
+        self._pricers = pricers
+        self._fallbacks = fallbacks
+        self._on_unknown_price = on_unknown_price
+        self._active_before_ms = 0.0
+
+    def carry(self, usages: Iterable[Usage], active_ms: float) -> None:
+        """Start from what earlier starts of the run recorded, pricing what was unpriced.
+
+        Args:
+            usages: one for each record.
+            active_ms: active time of the earlier starts.
+        """
+        for usage in usages:
+            if usage.cost_usd is None:
+                usage = self.priced(usage)
+            self.settle(usage)
+        self.before = self.spent
+        self._active_before_ms = active_ms
+
+    def active_ms(self, this_start_ms: float) -> float:
+        """Return the active time of all starts."""
+        return self._active_before_ms + this_start_ms
+
+    def left_ms(self, this_start_ms: float) -> float | None:
+        """Return what is left of the latency budget, or None without one."""
+        if self.budget.latency_ms is None:
+            return None
+        return self.budget.latency_ms - self.active_ms(this_start_ms)
+
+    def priced(self, usage: Usage) -> Usage:
+        """Return the usage with its cost, which is None when nobody knows the price."""
+        if not usage.tokens:
+            return usage._replace(cost_usd=ZERO_USD) if usage.cost_usd is None else usage
+        price = self._price(usage)
+        if price is None:
+            return usage._replace(cost_usd=None)
+        cost = price.cost_usd(usage.input_tokens, usage.output_tokens)
+        return usage._replace(cost_usd=cost, price_source=price.source)
+
+    def _price(self, usage: Usage) -> Price | None:
+        if usage.model:
+            for pricer in self._pricers:
+                price = pricer(usage.model, usage.input_tokens, usage.output_tokens)
+                if price is not None:
+                    return price
+        return self._on_unknown_price if isinstance(self._on_unknown_price, Price) else None
+
+    def settle(self, usage: Usage) -> None:
+        """Add what an attempt used."""
+        if usage.cost_usd is None:
+            self.unpriced = usage.model
+            usage = usage._replace(cost_usd=ZERO_USD)
+        self.spent = self.spent.plus(usage)
+
+    def check(self, this_start_ms: float) -> None:
+        """Refuse the next attempt when a limit is reached.
+
+        Raises:
+            BudgetExceeded: a limit is reached; it needs to be higher.
+            UnknownPrice: tokens were used that nobody can price, and there is a USD budget.
+        """
+        budget = self.budget
+        if budget.is_unlimited:
+            return
+        self.check_prices()
+        if budget.tokens is not None and self.spent.tokens >= budget.tokens:
+            raise self._reached("tokens", f"{self.spent.tokens} tokens", f"{budget.tokens}")
+        if budget.cost_usd is not None and (self.spent.cost_usd or ZERO_USD) >= budget.cost_usd:
+            raise self._reached("cost_usd", f"${self.spent.cost_usd}", f"${budget.cost_usd}")
+        if budget.latency_ms is not None:
+            active = self.active_ms(this_start_ms)
+            if active >= budget.latency_ms:
+                raise self.latency_reached(active)
+
+    def check_prices(self) -> None:
+        """Refuse to go on when a USD budget cannot be kept.
+
+        Raises:
+            UnknownPrice: tokens were used that nobody can price.
+        """
+        if (
+            self.unpriced is None
+            or self.budget.cost_usd is None
+            or self._on_unknown_price == "tokens_only"
+        ):
+            return
+        model = f"model {self.unpriced!r}" if self.unpriced else "tokens without a model name"
+        raise UnknownPrice(
+            f"a budget of ${self.budget.cost_usd} cannot be kept: nobody can price {model}. "
+            "Add a pricer (with_pricers), or set on_unknown_price to a Price or 'tokens_only'; "
+            "then start the run again: what is recorded is not bought again"
+        )
+
+    def latency_reached(self, active_ms: float) -> BudgetExceeded:
+        """Return the error for a reached latency limit."""
+        return self._reached("latency_ms", f"{active_ms:.0f} ms", f"{self.budget.latency_ms} ms")
+
+    def _reached(self, limit: str, spent: str, allowed: str) -> BudgetExceeded:
+        return BudgetExceeded(
+            f"the budget of {allowed} {limit} is reached: {spent} spent; "
+            "start the run again with a higher budget to go on",
+            limit=limit,
+        )
+
+    def is_crossed(self, this_start_ms: float) -> str | None:
+        """Return what `check` would say, or None."""
+        try:
+            self.check(this_start_ms)
+        except (BudgetExceeded, UnknownPrice) as exc:
+            return str(exc)
+        return None
+
+    def active_fallbacks(self) -> tuple[ModelFallback, ...]:
+        """Return the rules whose share of the budget is spent now.
+
+        An attempt keeps the rules that held when it began: a sibling that spends meanwhile
+        does not change the model that this one has called.
+        """
+        if not self._fallbacks:
+            return ()
+        share = self._share()
+        return tuple(rule for rule in self._fallbacks if share >= rule.at_budget_pct)
+
+    def _share(self) -> float:
+        spent, budget = self.spent, self.budget
+        if budget.cost_usd is not None:
+            used, limit = float(spent.cost_usd or 0), float(budget.cost_usd)
+        else:
+            used, limit = float(spent.tokens), float(budget.tokens or 0)
+        return used / limit if limit else 1.0
+
+    def left(self, this_start_ms: float) -> ExecutionBudget:
+        """Return what is left of each limit."""
+        tokens, usd, left_ms = self.budget.tokens, self.budget.cost_usd, self.left_ms(this_start_ms)
+        spent_usd = self.spent.cost_usd or ZERO_USD
+        return ExecutionBudget(
+            tokens=None if tokens is None else max(0, tokens - self.spent.tokens),
+            cost_usd=None if usd is None else max(ZERO_USD, usd - spent_usd),
+            latency_ms=None if left_ms is None else max(0.0, left_ms),
+        )
+
+
+def model_under(rules: Iterable[ModelFallback], model: str) -> str:
+    """Return the model to use, and to price by, where these rules hold, in their order."""
+    for rule in rules:
+        if rule.model == model:
+            model = rule.to
+    return model

@@ -1,0 +1,210 @@
+"""What a failure means, and what to do about it: classes, classifiers and retry policies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stroma.clock import Random
+from stroma.errors import (
+    BudgetExceeded,
+    ConfigError,
+    ContractViolation,
+    UnknownPrice,
+)
+
+logger = logging.getLogger("stroma")
+
+
+class FailureClass(StrEnum):
+    """What may become of a failure when the node is called again."""
+
+    RECOVERABLE = "recoverable"
+    """It may pass: a timeout, a dropped connection, a rate limit."""
+    TERMINAL = "terminal"
+    """It cannot pass by itself: never retried."""
+    AMBIGUOUS = "ambiguous"
+    """Nobody can tell: retried less, and then somebody has to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """What a classifier is told about the place of a failure.
+
+    Attributes:
+        run_id: the run.
+        node_id: the node.
+        attempt: which call failed, 1 for the first of this start.
+        path: the node's place: its id, and the item of `fan_out` as "extract[17]".
+    """
+
+    run_id: str
+    node_id: str
+    attempt: int
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureVerdict:
+    """What a classifier may return instead of a bare class.
+
+    Attributes:
+        failure_class: the class.
+        reason: a short word for logs and traces, such as "rate_limit".
+        retry_after_seconds: the server's wish: no retry before it.
+    """
+
+    failure_class: FailureClass
+    reason: str = ""
+    retry_after_seconds: float | None = None
+
+
+Classifier: TypeAlias = Callable[[Exception, NodeContext], FailureClass | FailureVerdict | None]
+"""Tells the class of an exception, or None to leave it to the next classifier."""
+
+
+_TERMINAL = (
+    ContractViolation,
+    BudgetExceeded,
+    UnknownPrice,
+    ConfigError,
+    TypeError,
+    AttributeError,
+    NameError,
+    ImportError,
+    NotImplementedError,
+    SyntaxError,
+    RecursionError,
+)
+_RECOVERABLE = (TimeoutError, asyncio.TimeoutError, ConnectionError)
+
+
+def default_classifier(exc: Exception, ctx: NodeContext) -> FailureVerdict:
+    """Classify by the built-in rules, which come after every other classifier."""
+    name = type(exc).__name__
+    if isinstance(exc, _RECOVERABLE):
+        return FailureVerdict(FailureClass.RECOVERABLE, name)
+    if isinstance(exc, _TERMINAL):
+        return FailureVerdict(FailureClass.TERMINAL, name)
+    return FailureVerdict(FailureClass.AMBIGUOUS, name)
+
+
+def classify(
+    exc: Exception, ctx: NodeContext, classifiers: Iterable[Classifier]
+) -> FailureVerdict:
+    """Return the first verdict that a classifier has, or else the built-in one.
+
+    A classifier that raises, or returns something else, is logged and passed over.
+    Contract violations and reached budgets are terminal whatever a classifier says.
+    """
+    if not isinstance(exc, ContractViolation | BudgetExceeded | UnknownPrice):
+        for classifier in classifiers:
+            verdict = _ask(classifier, exc, ctx)
+            if verdict is not None:
+                return verdict
+    return default_classifier(exc, ctx)
+
+
+def _ask(classifier: Classifier, exc: Exception, ctx: NodeContext) -> FailureVerdict | None:
+    name = getattr(classifier, "__qualname__", repr(classifier))
+    try:
+        answer = classifier(exc, ctx)
+    except Exception:
+        logger.warning(
+            "classifier %s raised on %s in node %s of run %s; it was passed over",
+            name,
+            type(exc).__name__,
+            ctx.node_id,
+            ctx.run_id,
+            exc_info=True,
+        )
+        return None
+    if answer is None or isinstance(answer, FailureVerdict):
+        return answer
+    if isinstance(answer, FailureClass):
+        return FailureVerdict(answer, type(exc).__name__)
+    logger.warning(
+        "classifier %s returned %r, which is no FailureClass, FailureVerdict or None; "
+        "it was passed over",
+        name,
+        type(answer).__name__,
+    )
+    return None
+
+
+class FailurePolicy(BaseModel):
+    """How often and after what delay a node is called again.
+
+    The delay before retry n is drawn evenly from 0 to
+    ``min(max_delay_seconds, base_delay_seconds * multiplier ** (n - 1))``: full jitter, which
+    keeps workers that failed together from returning together.
+
+    Attributes:
+        max_retries: calls after the first one.
+        base_delay_seconds: upper end of the first delay.
+        multiplier: growth of the upper end from one retry to the next.
+        max_delay_seconds: cap of the upper end; a Retry-After of the server may be longer.
+        max_retry_after_seconds: a server's Retry-After above this is not waited for: the
+            node is out of retries.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_retries: int = Field(default=3, ge=0)
+    base_delay_seconds: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    max_delay_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    max_retry_after_seconds: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("max_retries"), bool):
+            raise ValueError("max_retries must be a number, not a bool")
+        return data
+
+    def delay_seconds(
+        self, retry: int, random: Random, retry_after_seconds: float | None = None
+    ) -> float:
+        """Return how long to wait before a retry.
+
+        Args:
+            retry: 1 for the first one.
+            random: a number from 0 up to 1.
+            retry_after_seconds: the server's wish, a lower bound of the delay.
+        """
+        # 2.0 ** 1024 overflows; the cap holds long before
+        growth = self.multiplier ** min(retry - 1, 64)
+        delay = random() * min(self.max_delay_seconds, self.base_delay_seconds * growth)
+        return max(delay, retry_after_seconds or 0.0)
+
+
+PolicyMap: TypeAlias = Mapping[FailureClass, FailurePolicy]
+
+NO_RETRY = FailurePolicy(max_retries=0)
+
+
+def default_policy_map() -> dict[FailureClass, FailurePolicy]:
+    """Return the policies that hold where a run or node sets none.
+
+    Three retries of what may pass, one of what nobody can tell, none of what cannot.
+    """
+    return {
+        FailureClass.RECOVERABLE: FailurePolicy(max_retries=3),
+        FailureClass.AMBIGUOUS: FailurePolicy(max_retries=1),
+        FailureClass.TERMINAL: NO_RETRY,
+    }
+
+
+def policy_for(failure_class: FailureClass, maps: Sequence[PolicyMap]) -> FailurePolicy:
+    """Return the first policy that a map has for the class, in the order node, run, default."""
+    for policies in maps:
+        if failure_class in policies:
+            return policies[failure_class]
+    return default_policy_map()[failure_class]

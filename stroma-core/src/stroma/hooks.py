@@ -1,0 +1,164 @@
+"""Callbacks at the boundaries of runs, nodes and attempts. They never change a run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from stroma.cost import Usage
+from stroma.failures import FailureClass
+
+if TYPE_CHECKING:
+    from stroma.result import ExecutionResult
+
+logger = logging.getLogger("stroma")
+
+State: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """A run begins or is continued.
+
+    Attributes:
+        run_id: the run.
+        pipeline: the pipeline's name, or "".
+        version: the pipeline's version, or "".
+        node_ids: the nodes, in order.
+        epoch: 0, or the number of times the run was deliberately started over.
+        recorded: the nodes whose recorded results are used.
+        trace_parent: the W3C traceparent that was stored with the run, or "".
+    """
+
+    run_id: str
+    pipeline: str
+    version: str
+    node_ids: tuple[str, ...]
+    epoch: int
+    recorded: tuple[str, ...]
+    trace_parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDetails:
+    """A failed attempt is about to be repeated.
+
+    Attributes:
+        run_id: the run.
+        node_id: the node.
+        path: its place, such as "extract[17]".
+        attempt: the attempt that failed, 1 for the first of this start.
+        delay_seconds: how long until the next one.
+        failure_class: the class of the failure.
+        reason: the classifier's word for it.
+        error: the exception.
+    """
+
+    run_id: str
+    node_id: str
+    path: str
+    attempt: int
+    delay_seconds: float
+    failure_class: FailureClass
+    reason: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetDetails:
+    """A budget's limit was reached, or a rule of model fallback came into force.
+
+    Attributes:
+        run_id: the run.
+        path: the place that was about to run.
+        event: "reached" or "fallback".
+        message: what happened, as a sentence.
+        spent: what the run has spent.
+        model: the model in force after a fallback, or "".
+    """
+
+    run_id: str
+    path: str
+    event: str
+    message: str
+    spent: Usage
+    model: str = ""
+
+
+Callback: TypeAlias = Callable[..., Awaitable[None] | None]
+
+
+@dataclass
+class NodeHooks:
+    """Callbacks, sync or async, all optional. What they raise is logged once and dropped.
+
+    They run in the node's own task, so that a context variable set in `on_node_start` is
+    seen inside the node.
+
+    Attributes:
+        on_node_start: called before each attempt with (run_id, node_id, input_state).
+        on_node_success: called after the result is recorded, with
+            (run_id, node_id, output_state, tokens_used).
+        on_node_failure: called after each failed attempt, with
+            (run_id, node_id, exception, failure_class).
+        on_run_start: called with a `RunStart` when the run is claimed.
+        on_run_end: called with the `ExecutionResult`, whatever its status.
+        on_retry: called with `RetryDetails` before the wait.
+        on_budget: called with `BudgetDetails`.
+        name: what logs call these hooks.
+    """
+
+    on_node_start: Callable[[str, str, State], Awaitable[None] | None] | None = None
+    on_node_success: Callable[[str, str, State, int], Awaitable[None] | None] | None = None
+    on_node_failure: (
+        Callable[[str, str, Exception, FailureClass], Awaitable[None] | None] | None
+    ) = None
+    on_run_start: Callable[[RunStart], Awaitable[None] | None] | None = None
+    on_run_end: Callable[[ExecutionResult], Awaitable[None] | None] | None = None
+    on_retry: Callable[[RetryDetails], Awaitable[None] | None] | None = None
+    on_budget: Callable[[BudgetDetails], Awaitable[None] | None] | None = None
+    name: str = ""
+
+
+EVENTS = tuple(field.name for field in fields(NodeHooks) if field.name != "name")
+
+
+class HookSet:
+    """The hooks of one run, by event, in the order in which they are called."""
+
+    __slots__ = ("_callbacks", "_reported", "any_node_hook")
+
+    def __init__(self, hooks: Iterable[NodeHooks]) -> None:
+        self._callbacks: dict[str, list[tuple[str, Callback]]] = {}
+        for group in hooks:
+            for event in EVENTS:
+                callback = getattr(group, event)
+                if callback is not None:
+                    name = group.name or getattr(callback, "__qualname__", repr(callback))
+                    self._callbacks.setdefault(event, []).append((name, callback))
+        self._reported: set[tuple[str, str]] = set()
+        self.any_node_hook = any(event.startswith("on_node") for event in self._callbacks)
+
+    def listens(self, event: str) -> bool:
+        """Whether anything is called for an event, so that its arguments are worth making."""
+        return event in self._callbacks
+
+    async def fire(self, event: str, *args: object) -> None:
+        """Call every callback of an event, in order; exceptions are logged once each."""
+        for name, callback in self._callbacks.get(event, ()):
+            try:
+                outcome = callback(*args)
+                if inspect.isawaitable(outcome):
+                    await outcome
+            except Exception:
+                if (name, event) not in self._reported:
+                    self._reported.add((name, event))
+                    logger.warning(
+                        "hook %s raised in %s; the run goes on, and this is said once a run",
+                        name,
+                        event,
+                        exc_info=True,
+                    )

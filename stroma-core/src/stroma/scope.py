@@ -1,0 +1,192 @@
+"""What a node can ask about the attempt that it runs in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, MutableMapping
+from contextvars import ContextVar
+from decimal import Decimal
+
+from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
+from stroma.errors import ConfigError
+
+MODEL_KEY = "_stroma_model"
+
+
+class NodeScope:
+    """One attempt of a node, as the node sees it.
+
+    Attributes:
+        run_id: the run.
+        epoch: 0, or the number of times the run was deliberately started over.
+        node_id: the node.
+        index: the items of `fan_out` that the node stands in, outermost first.
+        path: the node's place, such as "extract[17]".
+        attempt: 1 for the first call of this start.
+        model: the model that the run suggests, or "".
+        usage: what was reported so far.
+    """
+
+    __slots__ = (
+        "_left",
+        "_rules",
+        "attempt",
+        "deadline",
+        "epoch",
+        "index",
+        "model",
+        "node_id",
+        "path",
+        "run_id",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        run_id: str,
+        epoch: int,
+        node_id: str,
+        index: tuple[int, ...],
+        path: str,
+        attempt: int,
+        model: str,
+        rules: tuple[ModelFallback, ...],
+        left: Callable[[], ExecutionBudget],
+    ) -> None:
+        self.run_id = run_id
+        self.epoch = epoch
+        self.node_id = node_id
+        self.index = index
+        self.path = path
+        self.attempt = attempt
+        self.model = model
+        self.deadline: float | None = None
+        self.usage = NO_USAGE
+        self._rules = rules
+        self._left = left
+
+    @property
+    def item(self) -> int | None:
+        """Position in the innermost `fan_out`, or None outside one."""
+        return self.index[-1] if self.index else None
+
+    @property
+    def budget_left(self) -> ExecutionBudget:
+        """What is left of each limit of the run, without what this attempt reported."""
+        return self._left()
+
+    @property
+    def idempotency_key(self) -> str:
+        """32 hex digits, equal across attempts and continuations of this place of the run.
+
+        Hand it to services that accept one, so that a repeated side effect is done once.
+        """
+        place = f"{len(self.run_id)}:{self.run_id}:{self.epoch}:{self.path}"
+        return hashlib.sha256(place.encode()).hexdigest()[:32]
+
+    def add(self, usage: Usage) -> None:
+        """Count usage, by the model that is in force."""
+        if self._rules and usage.model:
+            usage = usage._replace(model=model_under(self._rules, usage.model))
+        self.usage = self.usage.plus(usage)
+
+
+_scope: ContextVar[NodeScope | None] = ContextVar("stroma_scope", default=None)
+enter_scope = _scope.set
+leave_scope = _scope.reset
+
+
+def current() -> NodeScope:
+    """Return the attempt that the caller runs in.
+
+    Raises:
+        ConfigError: the caller does not run inside a node.
+    """
+    scope = _scope.get()
+    if scope is None:
+        raise ConfigError("stroma.current() was called outside a node: there is no run here")
+    return scope
+
+
+def report_usage(
+    *,
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    model: str = "",
+    cost_usd: Decimal | float | str | None = None,
+) -> None:
+    """Count tokens or dollars for the attempt that the caller runs in.
+
+    They count even when the node fails afterwards, and are added to what the node returns.
+
+    Args:
+        input_tokens: tokens sent, cached ones included.
+        output_tokens: tokens received.
+        model: the model, for the price.
+        cost_usd: what it cost, when the provider says so; None has it priced by the model.
+
+    Raises:
+        ConfigError: called outside a node, or a number is negative or none.
+    """
+    current().add(usage_of(input_tokens, output_tokens, model, cost_usd))
+
+
+def usage_of(
+    input_tokens: object, output_tokens: object, model: object, cost_usd: object = None
+) -> Usage:
+    """Return checked usage; its cost is None where tokens still need a price.
+
+    Raises:
+        ConfigError: a number is negative or none, or the model is no text.
+    """
+    for name, value in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{name} must be an int of 0 or more, not {value!r}")
+    if not isinstance(model, str):
+        raise ConfigError(f"model must be a str, not {model!r}")
+    assert isinstance(input_tokens, int) and isinstance(output_tokens, int)
+    if cost_usd is None:
+        return Usage(input_tokens, output_tokens, None, model)
+    try:
+        cost = Decimal(str(cost_usd))
+    except ArithmeticError:
+        cost = Decimal("NaN")
+    if not cost.is_finite() or cost < 0:
+        raise ConfigError(f"cost_usd must be a number of 0 or more, not {cost_usd!r}")
+    return Usage(input_tokens, output_tokens, cost, model, "reported")
+
+
+class SharedContext(MutableMapping[str, object]):
+    """The run's context as a node gets it: the caller's own dict, but for the model in force.
+
+    Writes go through. Only ``_stroma_model`` is laid over it, so that children side by side
+    can have different ones.
+    """
+
+    __slots__ = ("_model", "_shared")
+
+    def __init__(self, shared: MutableMapping[str, object], model: str) -> None:
+        self._shared = shared
+        self._model = model
+
+    def __getitem__(self, key: str) -> object:
+        if key == MODEL_KEY and self._model:
+            return self._model
+        return self._shared[key]
+
+    def __setitem__(self, key: str, value: object) -> None:
+        self._shared[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._shared[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._shared
+        if self._model and MODEL_KEY not in self._shared:
+            yield MODEL_KEY
+
+    def __len__(self) -> int:
+        return len(self._shared) + (bool(self._model) and MODEL_KEY not in self._shared)
+
+    def __repr__(self) -> str:
+        return f"SharedContext({sorted(map(str, self))})"  # values may be secrets

@@ -88,7 +88,8 @@ def typing(session: nox.Session) -> None:
     session.run(
         "mypy", *existing("tests/typing", "tests/wheels", "tests/workspace", "tools", "noxfile.py")
     )
-    session.run("pyright")
+    # Named, as pyright would take a pyrightconfig.json of a folder above first.
+    session.run("pyright", "--project", "pyproject.toml")
 
 
 @nox.session(python=[found.version for found in FOUND])

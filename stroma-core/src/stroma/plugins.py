@@ -286,17 +286,17 @@ class PluginSet:
                 f"store {word!r} needs a plugin that is not installed: {plugin_hint(plugin_name)}"
             )
         names = sorted({*BUILT_IN_STORES, *(each.name for each in self._stores())})
-        raise PluginError(f"there is no store {word!r}: {did_you_mean(word, names)}")
+        raise PluginError(
+            f"there is no store {word!r}; there are {', '.join(names)}{did_you_mean(word, names)}"
+        )
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Return what there is instead of a word that is not known, the nearest one last."""
+    """Return the end of a sentence that names the nearest of these names, or ""."""
     import difflib  # for the unlucky only
 
-    names = list(names)
-    near = difflib.get_close_matches(word, names, 1)
-    there = f"there is {', '.join(names)}" if names else "there is nothing to choose from"
-    return f"{there}; did you mean {near[0]!r}?" if near else there
+    near = difflib.get_close_matches(word, list(names), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _in_words(error: BaseException) -> str:

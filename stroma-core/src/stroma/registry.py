@@ -20,8 +20,10 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 BUILT_IN_STORES: Final = ("memory", "sqlite")
 """Names and URL schemes that no plugin can have."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,63}")
+NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""What names of stores, classifiers, hooks and pricers look like."""
+
+_SCHEME_PATTERN = re.compile(r"[a-z][a-z0-9+.-]{1,63}")
 
 
 class StoreFactory(Protocol[OptionsT]):
@@ -94,9 +96,9 @@ class StoreRegistry:
         schemes = (schemes,) if isinstance(schemes, str) else tuple(schemes)
         # Noted first: if this fails, whoever asks for one of these names is told why.
         self.claims += [name, *schemes]
-        _check_name(name, _NAME, "store name")
+        _check_name(name, NAME_PATTERN, "store name")
         for scheme in schemes:
-            _check_name(scheme, _SCHEME, "URL scheme")
+            _check_name(scheme, _SCHEME_PATTERN, "URL scheme")
         self._check_free(name, schemes)
         missing = [part for part in ("options", "from_url", "open") if not _has(factory, part)]
         if missing:
@@ -139,7 +141,7 @@ class Registry(Generic[F]):
             ConfigError: the name is malformed or registered already, or the factory cannot be
                 called.
         """
-        _check_name(name, _NAME, f"{self.kind} name")
+        _check_name(name, NAME_PATTERN, f"{self.kind} name")
         if name in self.factories:
             raise ConfigError(f"{self.kind} {name!r} is registered twice by this plugin")
         if not callable(factory):

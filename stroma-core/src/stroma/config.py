@@ -1,0 +1,325 @@
+"""Choosing a store: by object, by name, by URL, or by the environment's configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stroma import plugins
+from stroma.errors import ConfigError, PluginError, StromaError
+from stroma.registry import NAME_PATTERN, StoreRegistration
+from stroma.schemas import describe
+
+ENVIRONMENT_VARIABLE: Final = "STROMA_STORE"
+OWN_FILE: Final = "stroma.toml"
+SHARED_FILE: Final = "pyproject.toml"
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
+
+
+class MemoryOptions(BaseModel):
+    """Options of the store "memory": there are none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SQLiteOptions(BaseModel):
+    """Options of the store "sqlite".
+
+    Attributes:
+        path: the database file; it is created when it does not exist.
+        busy_timeout_seconds: how long to wait for another process that is writing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    busy_timeout_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+
+
+class _MemoryFactory:
+    options = MemoryOptions
+
+    def from_url(self, url: str) -> Mapping[str, object]:
+        if url.partition(":")[2] not in {"", "//"}:
+            raise ValueError("nothing comes after the colon: a memory store has no name")
+        return {}
+
+    def open(self, options: MemoryOptions) -> object:
+        from stroma.stores.memory import AsyncInMemoryStore
+
+        return AsyncInMemoryStore()
+
+
+class _SQLiteFactory:
+    options = SQLiteOptions
+
+    def from_url(self, url: str) -> Mapping[str, object]:
+        parts = urlsplit(url)
+        path = unquote(parts.path.removeprefix("/"))
+        if parts.netloc or not url[len("sqlite:") :].startswith("///") or not path:
+            raise ValueError(
+                "three slashes come before a relative path, as in sqlite:///runs.db, and four "
+                "before an absolute one, as in sqlite:////var/lib/runs.db"
+            )
+        return {**dict(parse_qsl(parts.query, keep_blank_values=True)), "path": path}
+
+    def open(self, options: SQLiteOptions) -> object:
+        from stroma.stores.sqlite import SQLiteStore
+
+        return SQLiteStore(options.path, busy_timeout_seconds=options.busy_timeout_seconds)
+
+
+_BUILT_IN: Final = {
+    "memory": StoreRegistration("memory", _MemoryFactory(), ("memory",)),
+    "sqlite": StoreRegistration("sqlite", _SQLiteFactory(), ("sqlite",)),
+}
+
+
+class StoreChoice(NamedTuple):
+    """A store that the environment's configuration names.
+
+    Attributes:
+        spec: its name or URL.
+        options: its options.
+        source: where this was found, for messages, such as "stroma.toml: [store]".
+    """
+
+    spec: str
+    options: Mapping[str, object]
+    source: str
+
+
+def open_store(spec: object, options: Mapping[str, object] | None = None) -> object:
+    """Return the store that a user chose.
+
+    Args:
+        spec: a store object, which is returned as it is; a name, such as "sqlite"; or a URL,
+            such as "sqlite:///runs.db" or "memory:".
+        options: of the backend; beside a URL they add to what it says.
+
+    Returns:
+        The store. Whoever calls this closes it, unless it was handed in.
+
+    Raises:
+        ConfigError: the choice or an option is wrong; the message names what is accepted.
+        PluginError: no usable plugin offers the store.
+        StoreError: the backend refused to open it.
+    """
+    options = dict(options or {})
+    if isinstance(spec, os.PathLike):
+        raise ConfigError(_path_hint(os.fspath(spec)))
+    if not isinstance(spec, str):
+        if options:
+            raise ConfigError(
+                f"options ({', '.join(options)}) go with the name or URL of a store; "
+                f"this {type(spec).__name__} is open already"
+            )
+        return spec
+    registration, from_url = _look_up(spec)
+    merged = _merge(mask_passwords(spec), from_url, options)
+    return _open(registration, merged, mask_passwords(spec))
+
+
+def _look_up(spec: str) -> tuple[StoreRegistration, Mapping[str, object]]:
+    """Return the backend that a name or URL means, and the options that the URL stands for."""
+    url = _URL.match(spec)
+    if url is None:
+        if not NAME_PATTERN.fullmatch(spec):
+            raise ConfigError(_path_hint(spec))
+        return _BUILT_IN.get(spec) or plugins.store_factory(spec), {}
+    scheme = url["scheme"].lower()
+    registration = _BUILT_IN.get(scheme) or plugins.store_for_scheme(scheme)
+    spec = scheme + spec[len(scheme) :]
+    try:
+        return registration, dict(registration.factory.from_url(spec))
+    except StromaError:
+        raise
+    except Exception as exc:
+        raise ConfigError(
+            f"store URL {mask_passwords(spec)!r}: {mask_passwords(str(exc))}"
+        ) from _without_secrets(exc)
+
+
+def _path_hint(path: str | bytes) -> str:
+    text = mask_passwords(os.fsdecode(path)).replace("\\", "/")
+    return f"store {text!r} is neither a name nor a URL: for a SQLite file write 'sqlite:///{text}'"
+
+
+def _merge(
+    spec: str, from_url: Mapping[str, object], options: Mapping[str, object]
+) -> dict[str, object]:
+    for name in options:
+        if name in from_url and from_url[name] != options[name]:
+            raise ConfigError(
+                f"store {spec!r}: option {name!r} is given beside the URL, which says something "
+                "else: give it once"
+            )
+    return {**from_url, **options}
+
+
+def _open(registration: StoreRegistration, options: dict[str, object], spec: str) -> object:
+    factory, name = registration.factory, registration.name
+    try:
+        model: type[BaseModel] = factory.options
+        checked = _checked(model, options, name)
+        return factory.open(checked)
+    except StromaError:
+        raise
+    except Exception as exc:
+        whose = f" of plugin {registration.plugin}" if registration.plugin else ""
+        raise PluginError(
+            f"store {spec!r}{whose} could not be opened: "
+            f"{type(exc).__name__}: {mask_passwords(str(exc))}"
+        ) from _without_secrets(exc)
+
+
+def _checked(model: type[BaseModel], options: dict[str, object], name: str) -> BaseModel:
+    accepted = _option_names(model)
+    takes = ", ".join(accepted) or "no options"
+    if model.model_config.get("extra") != "allow":
+        for option in options:
+            if option not in accepted:
+                raise ConfigError(
+                    f"store {name!r} has no option {option!r}: it takes {takes}"
+                    f"{plugins.did_you_mean(option, accepted)}"
+                )
+    try:
+        return model.model_validate(options)
+    except ValidationError as exc:
+        # Not chained: pydantic repeats the values, and one of them may be a password.
+        raise ConfigError(
+            f"store {name!r}: {mask_passwords('; '.join(describe(exc)))}; it takes {takes}"
+        ) from None
+
+
+def _option_names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+_SECRETS: Final = (
+    # Greedy, up to the last "@": a password may hold any character.
+    (re.compile(r"(//[^\s/@:]*):\S+@"), r"\1:***@"),
+    (
+        re.compile(
+            r"((?:password|passwd|passphrase|pwd|secret|token|api_?key)\w*\s*=\s*)"
+            r"('[^']*'|\"[^\"]*\"|[^\s&;]+)",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+
+
+def mask_passwords(text: str) -> str:
+    """Return a text with the passwords of URLs and connection strings as ``***``."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_secrets(exc: Exception) -> Exception | None:
+    """Return the cause to chain: none if printing it would print a password."""
+    return exc if mask_passwords(repr(exc)) == repr(exc) else None
+
+
+def default_store_spec(
+    environ: Mapping[str, str] = os.environ, folder: Path | None = None
+) -> StoreChoice | None:
+    """Return the store that is configured outside the program.
+
+    The first of these counts: the variable STROMA_STORE, `stroma.toml`, and `[tool.stroma]`
+    in `pyproject.toml`, both in the working directory. An empty variable is none.
+
+    Args:
+        environ: where the variable is looked up.
+        folder: where the files are; None is the working directory.
+
+    Raises:
+        ConfigError: a file is malformed or has an unknown key; the message names both.
+    """
+    spec = environ.get(ENVIRONMENT_VARIABLE, "")
+    if spec:
+        return StoreChoice(spec, {}, ENVIRONMENT_VARIABLE)
+    folder = folder or Path()
+    settings = _read_toml(folder / OWN_FILE)
+    if settings is not None:
+        choice = _choice(settings, OWN_FILE, "")
+        if choice is not None:
+            return choice
+    settings = _read_toml(folder / SHARED_FILE)
+    tool = (settings or {}).get("tool")
+    if not isinstance(tool, dict) or "stroma" not in tool:
+        return None
+    return _choice(_table(tool["stroma"], SHARED_FILE, "tool.stroma"), SHARED_FILE, "tool.stroma.")
+
+
+def open_default_store(
+    environ: Mapping[str, str] = os.environ, folder: Path | None = None
+) -> object | None:
+    """Open the store that is configured outside the program; None if none is.
+
+    Raises:
+        StromaError: as `open_store`; the message begins with where the choice was found.
+    """
+    choice = default_store_spec(environ, folder)
+    if choice is None:
+        return None
+    try:
+        return open_store(choice.spec, choice.options)
+    except (ConfigError, PluginError) as exc:
+        raise type(exc)(f"{choice.source}: {exc}") from exc.__cause__
+
+
+def _read_toml(path: Path) -> dict[str, Any] | None:
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    if path.name == SHARED_FILE and b"stroma" not in data:
+        return None  # other tools' settings are not parsed on our account
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode())
+    except ValueError as exc:
+        raise ConfigError(f"{path} is no TOML: {exc}") from exc
+
+
+def _choice(settings: dict[str, Any], file: str, prefix: str) -> StoreChoice | None:
+    for key in settings:
+        if key != "store":
+            raise ConfigError(
+                f"{file}: there is no key {prefix + key!r}, only {prefix + 'store'!r}"
+            )
+    store = settings.get("store")
+    if store is None:
+        return None
+    key = f"{prefix}store"
+    if isinstance(store, str):
+        return StoreChoice(store, {}, f"{file}: {key}")
+    return _choice_in_table(_table(store, file, key), file, key)
+
+
+def _choice_in_table(table: dict[str, Any], file: str, key: str) -> StoreChoice:
+    """Read a name and its options, or a URL and its options: beside a name, "url" is one."""
+    named_by = "name" if "name" in table else "url"
+    options = {name: value for name, value in table.items() if name != named_by}
+    spec = table.get(named_by)
+    if not isinstance(spec, str):
+        raise ConfigError(f"{file}: [{key}] needs a name or a url, as text; it has {list(table)}")
+    return StoreChoice(spec, options, f"{file}: [{key}]")
+
+
+def _table(value: object, file: str, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: {key} must be a table, not {value!r}")
+    return value

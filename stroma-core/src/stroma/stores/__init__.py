@@ -1,0 +1,7 @@
+"""The stores that come with the core."""
+
+from __future__ import annotations
+
+from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
+
+__all__ = ["AsyncInMemoryStore", "InMemoryStore"]

@@ -1,0 +1,102 @@
+"""What the built-in stores decide alike: claims, and the order and selection of listings."""
+
+from __future__ import annotations
+
+import json
+
+from stroma.errors import AlreadyCommitted, ConfigError, RunLocked, StaleOwner
+from stroma.records import OpenRequest, RecordKey, RunQuery, RunRecord, RunStatus
+
+
+def claimed(run: RunRecord, request: OpenRequest, now: float, *, is_new: bool = False) -> RunRecord:
+    """Return the run record as a claim leaves it."""
+    return RunRecord(
+        request.run_id,
+        RunStatus.RUNNING,
+        run.stop_reason,
+        run.pipeline,
+        run.version,
+        run.tags,
+        request.token,
+        request.holder,
+        now + request.lease_ms / 1000,
+        run.epochs,
+        run.input_payload,
+        run.input_fingerprint,
+        run.plan,
+        run.spend,
+        run.active_ms,
+        run.trace_parent,
+        run.created_at if run.created_at or not is_new else now,
+        now,
+    )
+
+
+def is_closed_book(run: RunRecord, request: OpenRequest) -> bool:
+    """Say whether the run is finished and the request only reads it."""
+    return run.status is RunStatus.COMPLETED and not request.reopen
+
+
+def is_held(owner: str, lease_expires_at: float, now: float) -> bool:
+    """Say whether a worker owns the run, as far as the lease tells."""
+    return owner != "" and lease_expires_at > now
+
+
+def locked(run: RunRecord, now: float) -> RunLocked:
+    """Return the refusal of a claim."""
+    return RunLocked(run.run_id, run.holder, run.lease_expires_at - now)
+
+
+def stale(run_id: str, holder: str | None) -> StaleOwner:
+    """Return the refusal of a commit.
+
+    Args:
+        run_id: the run.
+        holder: who owns it now: "" for nobody, None when the run does not exist.
+    """
+    if holder is None:
+        found = "the run does not exist any more"
+    else:
+        found = f"it is owned by {holder}" if holder else "nobody owns it"
+    return StaleOwner(
+        f"run {run_id!r}: this worker does not own it: {found}. Nothing was written; "
+        "start the run again to go on from what is recorded"
+    )
+
+
+def already_committed(key: RecordKey) -> AlreadyCommitted:
+    """Return the refusal of a record whose key another commit holds."""
+    return AlreadyCommitted(
+        f"run {key.run_id!r}, {key.path!r} ({key.kind}, epoch {key.epoch}, attempt "
+        f"{key.attempt}): another commit holds this record, and records are written once"
+    )
+
+
+def matches(query: RunQuery, run: RunRecord) -> bool:
+    """Say whether a query asks for a run, its cursor aside."""
+    return (
+        (not query.statuses or run.status in query.statuses)
+        and (query.pipeline is None or run.pipeline == query.pipeline)
+        and (query.tag is None or query.tag in run.tags)
+        and (query.updated_before is None or run.updated_at < query.updated_before)
+    )
+
+
+def cursor_after(run: RunRecord) -> str:
+    """Return the cursor of the page that begins after a run."""
+    return json.dumps([run.updated_at, run.run_id])
+
+
+def cursor_position(cursor: str) -> tuple[float, str]:
+    """Return the time and run id that a page begins after.
+
+    Raises:
+        ConfigError: the text is no cursor of a page.
+    """
+    try:
+        updated_at, run_id = json.loads(cursor)
+        return float(updated_at), str(run_id)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(
+            f"{cursor!r} is no cursor: pass the one that the page before came with"
+        ) from exc

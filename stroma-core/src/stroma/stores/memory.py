@@ -153,6 +153,14 @@ class InMemoryStore(SyncPlainMethods):
         headers = entry.headers() if entry.records else ()
         return OpenedRun(run, headers, None, True, True)
 
+    def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run without claiming it; see `RecordStore.inspect`."""
+        with self._lock:
+            entry = self._entries.get(run_id)
+            if entry is None or entry.run is None:
+                return None
+            return _opened(entry, entry.current(entry.run), is_claimed=False)
+
     def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`."""
         with self._lock:
@@ -299,6 +307,10 @@ class AsyncInMemoryStore(AsyncPlainMethods):
             RunLocked: another token owns it.
         """
         return self._store.open_run(request)
+
+    async def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run without claiming it; see `RecordStore.inspect`."""
+        return self._store.inspect(run_id)
 
     async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`."""

@@ -1,0 +1,102 @@
+"""What the commands ask of a store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from stroma._aio import settled
+from stroma.checkpoint import RecordStore, close_store, is_record_store
+from stroma.config import open_default_store, open_store
+from stroma.errors import ConfigError, RunNotFound, StoreError, StoreUnavailable
+from stroma.records import OpenedRun, RunPage, RunQuery
+
+T = TypeVar("T")
+PURGED_AT_ONCE = 500
+
+
+def with_store(url: str | None, work: Callable[[RecordStore], Awaitable[T]]) -> T:
+    """Open a store, do some work with it, and close it.
+
+    Args:
+        url: the store; None takes the configured one.
+        work: what to do.
+
+    Raises:
+        ConfigError: there is no store, or it keeps no run records.
+    """
+    store = _chosen(url)
+
+    async def session() -> T:
+        try:
+            _check_exists(store)
+            await settled(store.setup())
+            return await work(store)
+        finally:
+            await close_store(store)
+
+    return asyncio.run(session())
+
+
+def _chosen(url: str | None) -> RecordStore:
+    store = open_store(url) if url else open_default_store()
+    if store is None:
+        raise ConfigError(
+            "no store: pass --store URL, set STROMA_STORE, or write it into stroma.toml"
+        )
+    if not is_record_store(store):
+        raise ConfigError(f"{type(store).__name__} keeps states only, and no records of runs")
+    return cast(RecordStore, store)
+
+
+def _check_exists(store: RecordStore) -> None:
+    """Refuse to make a new database file where somebody mistyped the name of theirs."""
+    path = getattr(store, "path", None)
+    if isinstance(path, str | Path) and not Path(path).exists():
+        raise StoreUnavailable(f"there is no file {str(path)!r}")
+
+
+async def list_runs(store: RecordStore, query: RunQuery) -> RunPage:
+    """Return a page of runs."""
+    return await settled(store.runs(query))
+
+
+async def inspect(store: RecordStore, run_id: str) -> OpenedRun:
+    """Return a run and its headers.
+
+    Raises:
+        RunNotFound: the store has no such run.
+    """
+    found = await settled(store.inspect(run_id))
+    if found is None:
+        raise RunNotFound(f"the store has no run {run_id!r}")
+    return found
+
+
+async def delete(store: RecordStore, run_id: str, *, is_forced: bool) -> None:
+    """Remove a run.
+
+    Raises:
+        RunNotFound: the store has no such run.
+        StoreError: a worker owns it, and this is not forced.
+    """
+    run = (await inspect(store, run_id)).run
+    left_seconds = run.lease_expires_at - time.time()
+    if run.owner and left_seconds > 0 and not is_forced:
+        raise StoreError(
+            f"run {run_id!r} is owned by {run.holder or 'a worker'}, for at least "
+            f"{left_seconds:.0f} s more: stop that worker, or pass --force, and it will lose "
+            "what it is doing"
+        )
+    await settled(store.delete(run_id))
+
+
+async def purge(store: RecordStore, query: RunQuery) -> int:
+    """Remove every run that a query finds and nobody owns, and return how many these were."""
+    total = 0
+    while removed := await settled(store.purge(query._replace(limit=PURGED_AT_ONCE))):
+        total += removed
+    return total

@@ -1,0 +1,142 @@
+"""The typer application."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TypeAlias
+
+import typer
+
+from stroma._version import __version__
+from stroma.cli import EXIT_FAILED, EXIT_WRONG_USE, access, tables, views
+from stroma.cli.plain import plugins_as_json, plugins_as_text, printable
+from stroma.errors import ConfigError, PluginError, StromaError
+from stroma.plugins import list_plugins
+from stroma.records import RunQuery
+
+app = typer.Typer(
+    name="stroma",
+    help="What is installed, and what a store holds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StoreOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="The store; else the configured one."),
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+StatusOption: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--status", help="Only with this status; may be repeated.")
+]
+PipelineOption: TypeAlias = Annotated[
+    str | None, typer.Option("--pipeline", help="Only of this pipeline.")
+]
+TagOption: TypeAlias = Annotated[str | None, typer.Option("--tag", help="Only with this tag.")]
+RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"stroma {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plugins(as_json: JsonOption = False) -> None:
+    """List the installed plugins, with what they offer and what is wrong with them."""
+    installed = list_plugins()
+    typer.echo(plugins_as_json(installed) if as_json else plugins_as_text(installed))
+
+
+@app.command()
+def runs(
+    status: StatusOption = None,
+    pipeline: PipelineOption = None,
+    tag: TagOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
+    cursor: Annotated[str, typer.Option(help="Where the page before ended.")] = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, the last updated first."""
+    with _errors_reported():
+        statuses = views.statuses_of(status or ())
+        query = RunQuery(statuses, pipeline, tag, limit=limit, cursor=cursor)
+        page = access.with_store(store, lambda opened: access.list_runs(opened, query))
+        if as_json:
+            _echo_json({"runs": [views.run_view(run) for run in page.runs], "cursor": page.cursor})
+        else:
+            tables.print_runs(page.runs, page.cursor)
+
+
+@app.command()
+def show(run_id: RunId, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show a run: its status, what is recorded, and what it cost."""
+    with _errors_reported():
+        found = access.with_store(store, lambda opened: access.inspect(opened, run_id))
+        if as_json:
+            _echo_json(views.opened_view(found))
+        else:
+            tables.print_run(found)
+
+
+@app.command()
+def delete(
+    run_id: RunId,
+    force: Annotated[bool, typer.Option("--force", help="Even if a worker owns it.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a run and all its records. What they cost would have to be paid again."""
+    with _errors_reported():
+        access.with_store(store, lambda opened: access.delete(opened, run_id, is_forced=force))
+        if as_json:
+            _echo_json({"deleted": run_id})
+        else:
+            typer.echo(printable(f"deleted {run_id}"))
+
+
+@app.command()
+def purge(
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="DURATION", help="Such as 12h, 30d or 2w.")
+    ],
+    status: StatusOption = None,
+    pipeline: PipelineOption = None,
+    tag: TagOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove runs that were not changed for some time and that no worker owns."""
+    with _errors_reported():
+        before = time.time() - views.seconds_of(older_than)
+        query = RunQuery(views.statuses_of(status or ()), pipeline, tag, before)
+        removed = access.with_store(store, lambda opened: access.purge(opened, query))
+        if as_json:
+            _echo_json({"purged": removed})
+        else:
+            typer.echo(f"purged {removed} {'run' if removed == 1 else 'runs'}")
+
+
+def _echo_json(value: views.JsonObject) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Turn what may go wrong into one line and an exit code."""
+    try:
+        yield
+    except StromaError as exc:
+        typer.echo(printable(f"error: {exc}"), err=True)
+        is_wrong_use = isinstance(exc, ConfigError | PluginError)
+        raise typer.Exit(EXIT_WRONG_USE if is_wrong_use else EXIT_FAILED) from exc

@@ -1,0 +1,118 @@
+"""Output for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stroma.cli.plain import printable
+from stroma.cli.views import record_view, recorded_nodes, run_view, total_usage
+from stroma.cost import Usage
+from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunRecord
+
+
+def print_runs(runs: Sequence[RunRecord], cursor: str) -> None:
+    """Print a list of runs, and how to see more."""
+    if not runs:
+        _console().print("no runs")
+        return
+    table = _table("run", "status", "pipeline", "tags", "tokens", "USD", "updated", "reason")
+    for run in runs:
+        pipeline = f"{run.pipeline} {run.version}".strip()
+        _add(
+            table,
+            run.run_id,
+            run.status.value,
+            pipeline,
+            ", ".join(run.tags),
+            str(run.spend.tokens),
+            _usd(run.spend),
+            str(run_view(run)["updated_at"]),
+            run.stop_reason,
+        )
+    console = _console()
+    console.print(table)
+    if cursor:
+        console.print(Text(f"more: --cursor {_quoted(cursor)}"))
+
+
+def print_run(opened: OpenedRun) -> None:
+    """Print one run: what it is, what is recorded, and what that cost."""
+    run, console = opened.run, _console()
+    plan = PlanDocument.from_json(run.plan)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(opened, plan):
+        if value:
+            facts.add_row(name, Text(printable(value), overflow="fold"))
+    console.print(facts)
+    table = _table("record", "kind", "attempt", "epoch", "model", "in", "out", "USD", "at")
+    for header in opened.headers:
+        _add(table, *_record_cells(header))
+    if opened.headers:
+        console.print(table)
+
+
+def _facts(opened: OpenedRun, plan: PlanDocument) -> list[tuple[str, str]]:
+    run, view = opened.run, run_view(opened.run)
+    recorded = recorded_nodes(opened, plan)
+    spend = total_usage(opened.headers)
+    return [
+        ("run", run.run_id),
+        ("status", run.status.value),
+        ("reason", run.stop_reason),
+        ("pipeline", f"{run.pipeline} {run.version}".strip()),
+        ("tags", ", ".join(run.tags)),
+        ("owner", f"{run.holder} until {view['lease_expires_at']}" if run.owner else ""),
+        ("recorded", ", ".join(node for node in plan.node_ids if node in recorded)),
+        ("left", ", ".join(node for node in plan.node_ids if node not in recorded)),
+        ("spend", f"{spend.tokens} tokens, {_usd(spend)} USD"),
+        ("budget", ", ".join(f"{limit} {name}" for name, limit in plan.budget.items())),
+        ("active", f"{run.active_ms:.0f} ms"),
+        ("plugins", ", ".join(plan.plugins)),
+        ("created", str(view["created_at"])),
+        ("updated", str(view["updated_at"])),
+    ]
+
+
+def _record_cells(header: RecordHeader) -> tuple[str, ...]:
+    usage = header.usage
+    return (
+        header.path,
+        header.kind,
+        str(header.attempt or ""),
+        str(header.epoch),
+        usage.model,
+        str(usage.input_tokens),
+        str(usage.output_tokens),
+        _usd(usage),
+        str(record_view(header)["created_at"]),
+    )
+
+
+def _usd(usage: Usage) -> str:
+    return "?" if usage.cost_usd is None else f"{usage.cost_usd:f}"
+
+
+def _quoted(cursor: str) -> str:
+    return "'" + cursor.replace("'", "'\\''") + "'"
+
+
+def _console() -> Console:
+    # Piped into a file or another program there is no width to keep to.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(printable(cell)) for cell in cells))

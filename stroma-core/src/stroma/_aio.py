@@ -16,7 +16,7 @@ async def settled(value: T | Awaitable[T]) -> T:
     """Return ``value``, awaited when it is awaitable: how sync and async stores are told apart."""
     if inspect.isawaitable(value):
         return await value
-    return cast(T, value)
+    return value
 
 
 async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None) -> T:
@@ -36,9 +36,14 @@ async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None)
     Raises:
         asyncio.CancelledError: cancelled meanwhile; ``work`` is done, or the grace is over.
     """
-    cancelled: asyncio.CancelledError | None = None
-    deadline: float | None = None
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError as exc:
+        cancelled = exc
+    if work.cancelled():
+        raise cancelled
     loop = asyncio.get_running_loop()
+    deadline = None if grace_seconds is None else loop.time() + grace_seconds
     while not work.done():
         left = None if deadline is None else deadline - loop.time()
         if left is not None and left <= 0:
@@ -46,14 +51,10 @@ async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None)
         try:
             await asyncio.wait({work}, timeout=left)
         except asyncio.CancelledError as exc:
-            if cancelled is None and grace_seconds is not None:
-                deadline = loop.time() + grace_seconds
             cancelled = exc
-    if cancelled is not None:
-        if work.done() and not work.cancelled():
-            work.exception()  # retrieved, so that the loop does not report it as lost
-        raise cancelled
-    return work.result()
+    if work.done() and not work.cancelled():
+        work.exception()  # retrieved, so that the loop does not report it as lost
+    raise cancelled
 
 
 async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = None) -> T:
@@ -96,3 +97,14 @@ def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
 
     threading.Thread(target=body, name="stroma-sync-node", daemon=True).start()
     return future
+
+
+async def call_store(store: object, operation: str, *args: object) -> object:
+    """Call an operation of a store: directly, awaited, or in a thread if it asks for one.
+
+    A store asks by an attribute ``run_in_thread`` that is true.
+    """
+    method = getattr(store, operation)
+    if getattr(store, "run_in_thread", False):
+        return await in_daemon_thread(lambda: method(*args))
+    return await settled(method(*args))

@@ -7,7 +7,9 @@ Operations may be sync or async: callers await what is awaitable.
 
 from __future__ import annotations
 
+import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +17,8 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from stroma._aio import in_daemon_thread, settled
+from stroma._aio import call_store, settled
+from stroma.batching import CommitBatcher
 from stroma.cost import NO_USAGE
 from stroma.errors import ConfigError, RecordTooLarge, SchemaMismatch, StoreError
 from stroma.ids import check_id
@@ -23,7 +26,6 @@ from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,
     Commit,
-    CommitIds,
     OpenedRun,
     OpenRequest,
     RecordHeader,
@@ -32,6 +34,7 @@ from stroma.records import (
     RunQuery,
     check_digest,
     digest_of,
+    unique_id,
 )
 from stroma.schemas import codec_of, describe, register_models, registered_model
 
@@ -140,6 +143,15 @@ class RecordStore(Protocol):
         """
         ...
 
+    def inspect(self, run_id: str) -> MaybeAwaitable[OpenedRun | None]:
+        """Return what `open_run` returns, without claiming the run or changing anything.
+
+        Returns:
+            The run with its headers and last result, as not claimed and not new, whoever owns
+            it; or None if it does not exist.
+        """
+        ...
+
     def commit_many(
         self, commits: Sequence[Commit]
     ) -> MaybeAwaitable[Sequence[StoreError | None]]:
@@ -233,9 +245,6 @@ def _too_large(commit: Commit, limit: int) -> StoreError | None:
     return None
 
 
-_commit_ids = CommitIds()
-
-
 def plain_commit(
     run_id: str, node_id: str, state: BaseModel, schema: type[BaseModel] | None = None
 ) -> Commit:
@@ -256,7 +265,7 @@ def plain_commit(
         "result",
         0,
         -1,
-        _commit_ids(),
+        unique_id(),
         node_id,
         codec.ref,
         codec.fingerprint,
@@ -409,6 +418,37 @@ class CheckpointManager:
                 f"{type(store).__name__} is no checkpoint store: it has no {', '.join(missing)}"
             )
         self.store = store
+        self._is_set_up = False
+        self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def batcher(self) -> CommitBatcher | None:
+        """Return what groups commits in the running loop; None where grouping gains nothing."""
+        if self.is_in_memory:
+            return None
+        loop = asyncio.get_running_loop()
+        found = self._batchers.get(loop)
+        if found is None:
+            found = self._batchers[loop] = CommitBatcher(self.store)
+        return found
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether the store is a level 1 one."""
+        return is_record_store(self.store)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether nothing of a save can be lost that would outlive the process."""
+        capabilities = getattr(self.store, "capabilities", None)
+        return getattr(capabilities, "durability", None) is Durability.MEMORY
+
+    async def setup(self) -> None:
+        """Have a level 1 store create what it needs, once."""
+        if not self._is_set_up:
+            await call_store(self.store, "setup")
+            self._is_set_up = True
 
     async def checkpoint(self, run_id: str, node_id: str, state: BaseModel) -> None:
         """Keep a state."""
@@ -438,17 +478,6 @@ class CheckpointManager:
     async def aclose(self) -> None:
         """Close the store, if it can be closed."""
         await close_store(self.store)
-
-
-async def call_store(store: object, operation: str, *args: object) -> object:
-    """Call an operation of a store: directly, awaited, or in a thread if it asks for one.
-
-    A store asks by an attribute ``run_in_thread`` that is true.
-    """
-    method = getattr(store, operation)
-    if getattr(store, "run_in_thread", False):
-        return await in_daemon_thread(lambda: method(*args))
-    return await settled(method(*args))
 
 
 def _schema_ref(state: BaseModel | type[BaseModel]) -> str:

@@ -385,18 +385,27 @@ def check_digest(record: CheckpointRecord) -> bytes:
     return payload
 
 
-class CommitIds:
+class UniqueIds:
     """Makes ids that no other process makes: a random beginning and a number."""
 
     __slots__ = ("_next", "_prefix")
 
     def __init__(self) -> None:
+        self.reseed()
+
+    def reseed(self) -> None:
+        """Take another beginning, as a forked process has to."""
         self._prefix = os.urandom(10).hex()
         self._next = count().__next__
 
     def __call__(self) -> str:
         """Return the next id."""
         return f"{self._prefix}{self._next():x}"
+
+
+unique_id = UniqueIds()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=unique_id.reseed)
 
 
 def last_result(headers: Iterable[RecordHeader]) -> RecordHeader | None:

@@ -127,7 +127,8 @@ def _fields_of(tp: Any) -> list[tuple[str, Any, bool]] | None:
         ]
     if typing.is_typeddict(tp):
         hints = typing.get_type_hints(tp, include_extras=True)
-        return [(n, a, n in tp.__required_keys__) for n, a in hints.items()]
+        required: frozenset[str] = getattr(tp, "__required_keys__", frozenset())
+        return [(n, a, n in required) for n, a in hints.items()]
     return None
 
 
@@ -242,7 +243,7 @@ def _is_exact(tp: Any) -> bool:
         return not any(_is_functional(m) for m in metadata) and _is_exact(get_args(tp)[0])
     tp = _bare(tp)
     form = _form(tp, ())
-    if isinstance(form, str):
+    if not isinstance(form, dict):
         return form in _EXACT_LEAVES
     if "literal" in form:
         return True
@@ -337,7 +338,7 @@ class StateCodec(Generic[M]):
             pydantic.ValidationError: it does not fit.
         """
         if type(raw) is self.schema:
-            return cast(M, raw)
+            return raw
         if isinstance(raw, BaseModel):
             source = codec_of(type(raw))
             raw = source.fields(raw)

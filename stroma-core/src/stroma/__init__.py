@@ -1,0 +1,161 @@
+"""Stroma: a reliability layer for async Python that spends money.
+
+Typed contracts at every node boundary, classified retries, checkpoints in a store that you
+already run, and an account of spend that survives the crash.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stroma import errors, plugins
+from stroma._version import __version__
+from stroma.checkpoint import (
+    AsyncCheckpointStore,
+    CheckpointManager,
+    CheckpointStore,
+    RecordStore,
+)
+from stroma.contracts import ContractRegistry, NodeContract
+from stroma.cost import (
+    ExecutionBudget,
+    ModelFallback,
+    Price,
+    Pricer,
+    PriceTable,
+    Usage,
+)
+from stroma.errors import (
+    AlreadyCommitted,
+    BudgetExceeded,
+    CheckpointNotFound,
+    ConfigError,
+    ContractViolation,
+    MissingPlugin,
+    NodeTimeout,
+    OutcomeUnknown,
+    PipelineChanged,
+    PluginError,
+    RecordCorrupt,
+    RecordTooLarge,
+    ResumeError,
+    RunInputMismatch,
+    RunLocked,
+    RunNotFound,
+    SchemaMismatch,
+    StaleOwner,
+    StateNotStorable,
+    StoreError,
+    StoreUnavailable,
+    StoreUnusable,
+    StromaError,
+    UnknownPrice,
+    UnknownSchema,
+)
+from stroma.failures import (
+    Classifier,
+    FailureClass,
+    FailurePolicy,
+    FailureVerdict,
+    NodeContext,
+    default_policy_map,
+)
+from stroma.hooks import BudgetDetails, NodeHooks, RetryDetails, RunStart
+from stroma.hookspecs import hookimpl
+from stroma.nodes import fan_out, node, parallel, stroma_node
+from stroma.pipeline import Pipeline
+from stroma.records import RunStatus
+from stroma.result import ExecutionResult, InDoubt
+from stroma.run_config import RunConfig
+from stroma.runner import StromaRunner
+from stroma.schemas import register_models
+from stroma.scope import current, report_usage
+from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
+from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
+
+if TYPE_CHECKING:
+    from stroma.stores.sqlite import SQLiteStore
+
+__all__ = [
+    "AlreadyCommitted",
+    "AsyncCheckpointStore",
+    "AsyncInMemoryStore",
+    "BudgetDetails",
+    "BudgetExceeded",
+    "CheckpointManager",
+    "CheckpointNotFound",
+    "CheckpointStore",
+    "Classifier",
+    "ConfigError",
+    "ContractRegistry",
+    "ContractViolation",
+    "ExecutionBudget",
+    "ExecutionResult",
+    "ExecutionTrace",
+    "FailureClass",
+    "FailurePolicy",
+    "FailureVerdict",
+    "InDoubt",
+    "InMemoryStore",
+    "MissingPlugin",
+    "ModelFallback",
+    "NodeContext",
+    "NodeContract",
+    "NodeHooks",
+    "NodeTimeout",
+    "OutcomeUnknown",
+    "Pipeline",
+    "PipelineChanged",
+    "PluginError",
+    "Price",
+    "PriceTable",
+    "Pricer",
+    "RecordCorrupt",
+    "RecordStore",
+    "RecordTooLarge",
+    "ResumeError",
+    "RetryDetails",
+    "RunConfig",
+    "RunInputMismatch",
+    "RunLocked",
+    "RunNotFound",
+    "RunStart",
+    "RunStatus",
+    "SQLiteStore",
+    "SchemaMismatch",
+    "StaleOwner",
+    "StateNotStorable",
+    "StoreError",
+    "StoreUnavailable",
+    "StoreUnusable",
+    "StromaError",
+    "StromaRunner",
+    "TraceDifference",
+    "TraceEvent",
+    "TraceOptions",
+    "UnknownPrice",
+    "UnknownSchema",
+    "Usage",
+    "__version__",
+    "current",
+    "default_policy_map",
+    "errors",
+    "fan_out",
+    "hookimpl",
+    "node",
+    "parallel",
+    "register_models",
+    "report_usage",
+    "stroma_node",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "SQLiteStore":  # sqlite3 is loaded when it is used
+        from stroma.stores.sqlite import SQLiteStore
+
+        return SQLiteStore
+    return plugins.lazy_attribute(name)
+
+
+plugins.discover()  # last: plugins import from stroma

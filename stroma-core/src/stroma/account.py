@@ -1,0 +1,221 @@
+"""The account of one start of a run: what it has reached, used, noted and saved."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from stroma.clock import Clock, Random
+from stroma.contracts import accept_state
+from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage
+from stroma.errors import ContractViolation, StoreError, UnknownPrice
+from stroma.failures import Classifier, FailureClass
+from stroma.hooks import HookSet
+from stroma.journal import Journal, Stop
+from stroma.pipeline import Step
+from stroma.records import RunStatus, digest_of
+from stroma.result import InDoubt
+from stroma.scope import NodeScope
+from stroma.trace import EventKind, ExecutionTrace, TraceEvent
+
+
+class Stopped(Exception):
+    """The run goes no further.
+
+    Attributes:
+        status: PARTIAL or FAILED.
+        reason: why, for the result and the run record.
+        error: what stopped it.
+    """
+
+    def __init__(self, status: RunStatus, reason: str, error: Exception) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an execution is given besides its plan and journal.
+
+    Attributes:
+        clock: where times are from.
+        random: for the delay between two attempts.
+        classifiers: in the order in which they are asked.
+        hooks: what is called at the boundaries.
+        context: the caller's shared dict.
+        fallbacks: rules of model fallback.
+    """
+
+    clock: Clock
+    random: Random
+    classifiers: tuple[Classifier, ...]
+    hooks: HookSet
+    context: MutableMapping[str, object]
+    fallbacks: tuple[ModelFallback, ...] = ()
+
+
+class RunAccount:
+    """What one start of a run keeps track of.
+
+    Attributes:
+        journal: the run in its store.
+        ledger: what the run spent, over all starts.
+        trace: what happened in this start.
+        around: what the run was given.
+        last: index of the last step.
+        state: the last state of the sequence that is recorded.
+        usage: what each node used, over all starts, by node id.
+        in_doubt: attempts of this start that may have been billed without an answer.
+        unsaved: outputs that the store would not take, by path.
+        skipped: ids of the nodes whose recorded results were used, in order.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        trace: ExecutionTrace,
+        around: Surroundings,
+        last: int,
+    ) -> None:
+        self.journal = journal
+        self.ledger = ledger
+        self.trace = trace
+        self.around = around
+        self.last = last
+        self.clock = around.clock
+        self.state: BaseModel | None = None
+        self.usage: dict[str, Usage] = {}
+        self.in_doubt: list[InDoubt] = []
+        self.unsaved: dict[str, BaseModel] = {}
+        self.skipped: dict[str, None] = {}
+        self._started = self.clock.monotonic()
+
+    @property
+    def this_start_ms(self) -> float:
+        """Active time of this start, in milliseconds."""
+        return (self.clock.monotonic() - self._started) * 1000
+
+    def accept(self, step: Step, state: BaseModel, path: str) -> BaseModel:
+        """Return the state as a step's input.
+
+        Raises:
+            Stopped: it does not fit.
+        """
+        try:
+            return accept_state(step.takes, state, step.id, "input")
+        except ContractViolation as exc:
+            raise self.violated(exc, path) from exc
+
+    def violated(self, exc: ContractViolation, path: str) -> Stopped:
+        self.note_violation(exc, path)
+        return Stopped(RunStatus.FAILED, str(exc), exc)
+
+    def note_violation(self, exc: ContractViolation, path: str) -> None:
+        self.note(
+            "failed",
+            exc.node_id,
+            path,
+            0,
+            failure_class=FailureClass.TERMINAL.value,
+            failure_message=str(exc),
+        )
+
+    def settle(self, node_id: str, scope: NodeScope) -> Usage:
+        """Price what an attempt used, and add it to the run's account."""
+        usage = scope.usage
+        if usage is NO_USAGE:
+            return usage
+        if usage.cost_usd is None:
+            usage = self.ledger.priced(usage)
+        self.ledger.settle(usage)
+        self.usage[node_id] = self.usage.get(node_id, NO_USAGE).plus(usage)
+        return usage
+
+    async def save(
+        self,
+        step: Step,
+        path: str,
+        position: int,
+        output: BaseModel,
+        payload: bytes,
+        usage: Usage,
+        attempt: int,
+        duration_ms: float,
+    ) -> None:
+        """Record a result, and with the last one the end of the run.
+
+        Raises:
+            StoreError: the store does not take it, after every try; it stands in `unsaved`.
+        """
+        digest = digest_of(payload)
+        end = self.end() if position == self.last else None
+        stop = end if isinstance(end, Stop) else None
+        try:
+            await self.journal.result(
+                step, path, position, output, payload, digest, usage, stop
+            )
+        except StoreError:
+            self.unsaved[path] = output
+            raise
+        options = self.trace.options
+        preview = options.preview(payload) if options.preview_bytes else ""
+        self.note(
+            "succeeded", step.id, path, attempt, duration_ms, digest[:16], usage, preview=preview
+        )
+
+    def end(self) -> Stop | UnknownPrice:
+        """Return the record of a complete run, or why its budget cannot be told.
+
+        The record says so when the last result crossed a limit.
+        """
+        try:
+            self.ledger.check_prices()
+        except UnknownPrice as exc:
+            return exc
+        crossed = self.ledger.is_crossed(self.this_start_ms)
+        reason = "" if crossed is None else f"complete, and over budget: {crossed}"
+        return Stop(RunStatus.COMPLETED, reason, self.ledger.spent)
+
+    def skip(self, node_id: str, path: str) -> None:
+        """Note that a recorded result is used."""
+        self.skipped[node_id] = None
+        self.note("skipped", node_id, path, 0, digest=self.journal.digest(path)[:16])
+
+    def note(
+        self,
+        kind: EventKind,
+        node_id: str,
+        path: str,
+        attempt: int,
+        duration_ms: float = 0.0,
+        digest: str = "",
+        usage: Usage = NO_USAGE,
+        failure_class: str = "",
+        failure_message: str = "",
+        retry_delay_seconds: float | None = None,
+        preview: str = "",
+    ) -> None:
+        """Add an event to the trace."""
+        self.trace.add(
+            TraceEvent(
+                kind,
+                node_id,
+                path,
+                attempt,
+                self.clock.now(),
+                duration_ms,
+                digest,
+                usage.model,
+                usage.input_tokens + usage.output_tokens,
+                usage.cost_usd,
+                failure_class,
+                failure_message,
+                retry_delay_seconds,
+                preview,
+            )
+        )

@@ -1,0 +1,333 @@
+"""The attempt loop: the only one. Every call of a node goes through it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from pydantic import BaseModel
+
+from stroma._aio import in_daemon_thread, settled, uncut
+from stroma.account import RunAccount, Stopped
+from stroma.contracts import accept_state, dump_state
+from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, model_under
+from stroma.errors import (
+    BudgetExceeded,
+    ConfigError,
+    ContractViolation,
+    NodeTimeout,
+    UnknownPrice,
+)
+from stroma.failures import FailureClass, FailureVerdict, NodeContext, classify, policy_for
+from stroma.hooks import BudgetDetails, RetryDetails
+from stroma.nodes import split_output
+from stroma.pipeline import Leaf
+from stroma.records import RunStatus
+from stroma.result import InDoubt
+from stroma.scope import MODEL_KEY, NodeScope, SharedContext, enter_scope, leave_scope
+
+STATUS_AFTER: Final = {
+    FailureClass.RECOVERABLE: RunStatus.PARTIAL,
+    FailureClass.AMBIGUOUS: RunStatus.FAILED,
+    FailureClass.TERMINAL: RunStatus.FAILED,
+}
+
+
+class AttemptLoop:
+    """Calls nodes of one start of a run: within the budget, retried, recorded."""
+
+    def __init__(self, account: RunAccount) -> None:
+        self._account = account
+        self._around = account.around
+        self._hooks = account.around.hooks
+        self._clock = account.clock
+        self._is_guarded = not account.ledger.budget.is_unlimited or bool(
+            account.around.fallbacks
+        )
+        self._has_deadline = account.ledger.budget.latency_ms is not None
+        self._rules_seen: tuple[ModelFallback, ...] = ()
+        self._budget_reported = False
+
+    async def run(
+        self, leaf: Leaf, state: BaseModel, index: tuple[int, ...], path: str, position: int
+    ) -> BaseModel:
+        """Call a node until it gives a result, and return that when it is recorded.
+
+        Args:
+            leaf: the node.
+            state: its input.
+            index: the items of `fan_out` that it stands in.
+            path: its place.
+            position: where it stands in the sequence; -1 inside `parallel` and `fan_out`.
+
+        Raises:
+            Stopped: there is no result, and no further attempt.
+            StoreError: there is one, and the store does not take it.
+        """
+        value = state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
+        if self._account.journal.is_continued:
+            mended = await self._refused_output(leaf, path, position)
+            if mended is not None:
+                return mended
+        attempt = 0
+        while True:
+            attempt += 1
+            rules = await self._before_attempt(leaf, path) if self._is_guarded else ()
+            scope = NodeScope(
+                self._account.journal.run_id,
+                self._account.journal.epoch,
+                leaf.id,
+                index,
+                path,
+                attempt,
+                self._model(leaf, rules),
+                rules,
+                self._budget_left,
+            )
+            token = enter_scope(scope)
+            try:
+                if self._hooks.any_node_hook:
+                    state_dict = leaf.takes.fields(value)
+                    await self._hooks.fire("on_node_start", scope.run_id, path, state_dict)
+                began = self._clock.monotonic()
+                try:
+                    raw = await self._call(leaf, value, scope)
+                    output = self._read(leaf, raw, scope)
+                    payload = dump_state(leaf.gives, output, leaf.id)
+                except asyncio.CancelledError as exc:
+                    await self._cut(leaf, scope, began, exc)
+                    raise
+                except Exception as exc:
+                    delay = await self._failed(leaf, scope, began, exc)
+                else:
+                    return await self._succeeded(leaf, scope, position, began, output, payload)
+            finally:
+                leave_scope(token)
+            await self._clock.sleep(delay)
+
+    async def _before_attempt(self, leaf: Leaf, path: str) -> tuple[ModelFallback, ...]:
+        """Check the budget, and return the rules of model fallback that hold."""
+        try:
+            self._account.ledger.check(self._account.this_start_ms)
+        except BudgetExceeded as exc:
+            raise await self._over_budget(exc, leaf, path) from exc
+        except UnknownPrice as exc:
+            raise Stopped(RunStatus.FAILED, str(exc), exc) from exc
+        rules = self._account.ledger.active_fallbacks()
+        if rules != self._rules_seen:
+            await self._fell_back(rules, leaf, path)
+        return rules
+
+    def _model(self, leaf: Leaf, rules: tuple[ModelFallback, ...]) -> str:
+        """Return the model that a node is told to use, or ""."""
+        context, fallbacks = self._around.context, self._around.fallbacks
+        if not (leaf.settings.model or context or fallbacks):
+            return ""
+        model = leaf.settings.model or context.get(MODEL_KEY) or context.get("model")
+        if not model and fallbacks:
+            model = fallbacks[0].model
+        return model_under(rules, model) if isinstance(model, str) else ""
+
+    def _budget_left(self) -> ExecutionBudget:
+        return self._account.ledger.left(self._account.this_start_ms)
+
+    async def _call(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> object:
+        """Call the node once, within its timeout and the latency budget."""
+        if leaf.timeout_seconds is None and not self._has_deadline:
+            return await self._invoke(leaf, value, scope)
+        seconds, is_latency = self._time_limit(leaf)
+        scope.deadline = self._clock.monotonic() + seconds
+        timeout = asyncio.timeout(seconds)
+        try:
+            async with timeout:
+                return await self._invoke(leaf, value, scope)
+        except TimeoutError as exc:
+            if not timeout.expired():
+                raise  # the node's own
+            self._account.in_doubt.append(
+                InDoubt(scope.path, scope.attempt, "latency" if is_latency else "timeout")
+            )
+            if is_latency:
+                active_ms = self._account.ledger.active_ms(self._account.this_start_ms)
+                raise self._account.ledger.latency_reached(active_ms) from exc
+            raise NodeTimeout(
+                f"{scope.path} took longer than its timeout of {seconds * 1000:.0f} ms"
+            ) from exc
+
+    def _time_limit(self, leaf: Leaf) -> tuple[float, bool]:
+        """Return the seconds that a call may take, and whether the budget sets them."""
+        left_ms = self._account.ledger.left_ms(self._account.this_start_ms)
+        left = float("inf") if left_ms is None else left_ms / 1000
+        own = float("inf") if leaf.timeout_seconds is None else leaf.timeout_seconds
+        return min(left, own), left < own
+
+    async def _invoke(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> object:
+        args: tuple[object, ...] = (value,)
+        if leaf.wants_context:
+            args = (value, SharedContext(self._around.context, scope.model))
+        if leaf.is_async:
+            return await leaf.call(*args)
+        return await settled(await in_daemon_thread(partial(leaf.call, *args)))
+
+    def _read(self, leaf: Leaf, raw: object, scope: NodeScope) -> BaseModel:
+        """Return the output as its model, and count the usage that came with it."""
+        if type(raw) is tuple:
+            try:
+                raw, usage = split_output(raw, leaf.id)
+            except ConfigError as exc:
+                raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
+            if usage is not None:
+                scope.add(usage)
+        return accept_state(leaf.gives, raw, leaf.id, "output")
+
+    async def _succeeded(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        position: int,
+        began: float,
+        output: BaseModel,
+        payload: bytes,
+    ) -> BaseModel:
+        usage = self._account.settle(leaf.id, scope)
+        duration_ms = (self._clock.monotonic() - began) * 1000
+        await self._account.save(
+            leaf, scope.path, position, output, payload, usage, scope.attempt, duration_ms
+        )
+        if self._hooks.any_node_hook:
+            await self._hooks.fire(
+                "on_node_success",
+                scope.run_id,
+                scope.path,
+                leaf.gives.fields(output),
+                usage.tokens,
+            )
+        return output
+
+    async def _failed(
+        self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception
+    ) -> float:
+        """Record a failed attempt, and return the seconds until the next one.
+
+        Raises:
+            Stopped: there is none.
+        """
+        duration_ms = (self._clock.monotonic() - began) * 1000
+        usage = self._account.settle(leaf.id, scope)
+        context = NodeContext(scope.run_id, scope.node_id, scope.attempt, scope.path)
+        verdict = classify(exc, context, self._around.classifiers)
+        delay = self._retry_delay(leaf, scope, verdict)
+        failure_class = verdict.failure_class
+        self._account.note(
+            "failed",
+            leaf.id,
+            scope.path,
+            scope.attempt,
+            duration_ms,
+            usage=usage,
+            failure_class=failure_class.value,
+            failure_message=str(exc) or type(exc).__name__,
+            retry_delay_seconds=delay,
+        )
+        await self._account.journal.attempt(leaf, scope.path, usage, exc, failure_class.value)
+        await self._hooks.fire("on_node_failure", scope.run_id, scope.path, exc, failure_class)
+        if isinstance(exc, BudgetExceeded):
+            raise await self._over_budget(exc, leaf, scope.path) from exc
+        if delay is None:
+            raise Stopped(STATUS_AFTER[failure_class], _reason(scope, exc, verdict), exc) from exc
+        await self._hooks.fire(
+            "on_retry",
+            RetryDetails(
+                scope.run_id,
+                leaf.id,
+                scope.path,
+                scope.attempt,
+                delay,
+                failure_class,
+                verdict.reason,
+                exc,
+            ),
+        )
+        return delay
+
+    def _retry_delay(
+        self, leaf: Leaf, scope: NodeScope, verdict: FailureVerdict
+    ) -> float | None:
+        """Return the seconds until the next attempt, or None if there is none."""
+        policy = policy_for(verdict.failure_class, leaf.policies)
+        if scope.attempt > policy.max_retries:
+            return None
+        if (verdict.retry_after_seconds or 0.0) > policy.max_retry_after_seconds:
+            return None
+        delay = policy.delay_seconds(
+            scope.attempt, self._around.random, verdict.retry_after_seconds
+        )
+        left_ms = self._account.ledger.left_ms(self._account.this_start_ms)
+        return None if left_ms is not None and delay * 1000 >= left_ms else delay
+
+    async def _cut(
+        self, leaf: Leaf, scope: NodeScope, began: float, exc: asyncio.CancelledError
+    ) -> None:
+        """Note an attempt that was cancelled; its usage is recorded by what comes next."""
+        usage = self._account.settle(leaf.id, scope)
+        duration_ms = (self._clock.monotonic() - began) * 1000
+        self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
+        self._account.note("cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage)
+        await uncut(self._account.journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
+
+    async def _refused_output(
+        self, leaf: Leaf, path: str, position: int
+    ) -> BaseModel | None:
+        """Look at an output again that did not fit the contract then; it is paid for.
+
+        Raises:
+            Stopped: it does not fit now either.
+        """
+        refused = await self._account.journal.refused_output(leaf, path)
+        if refused is None:
+            return None
+        try:
+            output = accept_state(leaf.gives, refused[0], leaf.id, "output")
+            payload = dump_state(leaf.gives, output, leaf.id)
+        except ContractViolation as exc:
+            reason = (
+                f"{exc}. The recorded output is paid for and still does not fit: mend the "
+                f"contract, or give consent to buy it again with resume_from={leaf.id!r}"
+            )
+            self._account.note_violation(exc, path)
+            raise Stopped(RunStatus.FAILED, reason, exc) from exc
+        await self._account.save(leaf, path, position, output, payload, NO_USAGE, 0, 0.0)
+        return output
+
+    async def _over_budget(self, exc: BudgetExceeded, leaf: Leaf, path: str) -> Stopped:
+        if not self._budget_reported:
+            self._budget_reported = True
+            self._account.note("budget", leaf.id, path, 0, failure_message=str(exc))
+            details = BudgetDetails(
+                self._account.journal.run_id, path, "reached", str(exc), self._account.ledger.spent
+            )
+            await self._hooks.fire("on_budget", details)
+        return Stopped(RunStatus.PARTIAL, str(exc), exc)
+
+    async def _fell_back(
+        self, rules: tuple[ModelFallback, ...], leaf: Leaf, path: str
+    ) -> None:
+        self._rules_seen = rules
+        model = self._model(leaf, rules)
+        told = ", ".join(f"{rule.to} instead of {rule.model}" for rule in rules)
+        self._account.note("fallback", leaf.id, path, 0, failure_message=told)
+        details = BudgetDetails(
+            self._account.journal.run_id, path, "fallback", told, self._account.ledger.spent, model
+        )
+        await self._hooks.fire("on_budget", details)
+
+
+def _reason(scope: NodeScope, exc: Exception, verdict: FailureVerdict) -> str:
+    calls = f"after {scope.attempt} attempts" if scope.attempt > 1 else "at the first attempt"
+    if isinstance(exc, ContractViolation):
+        return str(exc)
+    return (
+        f"{scope.path} failed {calls}, as {verdict.failure_class.value}: "
+        f"{type(exc).__name__}: {exc}"
+    )

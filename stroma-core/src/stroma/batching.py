@@ -1,0 +1,83 @@
+"""Groups what concurrent runs commit to one store into few round trips."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from stroma._aio import call_store, finish
+from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from stroma.records import Commit
+
+MAX_BATCH = 500
+SAVE_GRACE_SECONDS = 60.0
+"""How long a cancelled run waits for the save under way."""
+
+
+class CommitBatcher:
+    """The commits of one store in one event loop.
+
+    A commit that finds nothing under way leaves at once; those that arrive meanwhile leave
+    together when it has returned.
+    """
+
+    def __init__(self, store: object) -> None:
+        self._store = store
+        self._waiting: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def commit(self, commit: Commit) -> StoreError | None:
+        """Return None when the commit is stored, or what it was refused with.
+
+        It is not cut when the caller is cancelled: the cancellation is raised afterwards.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[StoreError | None] = loop.create_future()
+        self._waiting.append((commit, outcome))
+        if self._flusher is None:
+            self._flusher = loop.create_task(self._flush())
+        return await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                outcomes = await self._send([commit for commit, _ in batch])
+                for (_, waiter), outcome in zip(batch, outcomes, strict=True):
+                    if not waiter.done():
+                        waiter.set_result(outcome)
+        except asyncio.CancelledError:
+            self._give_up(batch)
+            raise
+        finally:
+            self._flusher = None
+
+    async def _send(self, commits: Sequence[Commit]) -> Sequence[StoreError | None]:
+        error = await send_commits(self._store, commits)
+        return [error] * len(commits) if isinstance(error, StoreError) else error
+
+    def _give_up(self, batch: list[tuple[Commit, asyncio.Future[StoreError | None]]]) -> None:
+        """Answer those that wait when the loop ends under them."""
+        for _, waiter in [*batch, *self._waiting]:
+            if not waiter.done():
+                waiter.set_result(OutcomeUnknown("the event loop ended during the save"))
+        self._waiting = []
+
+
+async def send_commits(
+    store: object, commits: Sequence[Commit]
+) -> Sequence[StoreError | None] | StoreError:
+    """Return the outcome of each commit, or the one error that the store raised for all.
+
+    A store that lets its driver's exception through is taken to be unavailable.
+    """
+    try:
+        outcomes = await call_store(store, "commit_many", commits)
+    except StoreError as exc:
+        return exc
+    except Exception as exc:
+        error = StoreUnavailable(f"{type(store).__name__} failed in commit_many: {exc}")
+        error.__cause__ = exc
+        return error
+    assert isinstance(outcomes, Sequence)
+    return outcomes

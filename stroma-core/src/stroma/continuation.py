@@ -1,0 +1,279 @@
+"""Decides where a recorded run goes on, or says loudly why it cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from stroma.errors import (
+    CheckpointNotFound,
+    ConfigError,
+    PipelineChanged,
+    RecordCorrupt,
+    RunInputMismatch,
+    RunNotFound,
+    SchemaMismatch,
+)
+from stroma.pipeline import INPUT, Codec, Plan
+from stroma.records import (
+    CheckpointRecord,
+    Epoch,
+    OpenedRun,
+    PlanDocument,
+    RecordHeader,
+    RunRecord,
+    check_digest,
+)
+from stroma.schemas import describe, differences
+
+VIOLATION_REF = "stroma:violation"
+"""Schema reference of a failed attempt whose payload holds the output that was refused."""
+
+
+class RunRequest(NamedTuple):
+    """Which run a caller wants, and how.
+
+    Attributes:
+        run_id: given by the caller, or made for this start.
+        is_given: the caller gave it.
+        state: the initial state, or None.
+        resume: the run must exist.
+        resume_from: go on at this node, buying again what is recorded from there on.
+        restart: forget what is recorded.
+    """
+
+    run_id: str
+    is_given: bool
+    state: BaseModel | None
+    resume: bool = False
+    resume_from: str | None = None
+    restart: bool = False
+
+    @property
+    def must_exist(self) -> bool:
+        """Whether the run cannot be created by this request."""
+        return self.resume or self.resume_from is not None or self.state is None
+
+
+class Continuation(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+        position: index of the first node to run.
+        results: header of each recorded result that counts, by path.
+        attempts: header of each recorded attempt that counts, in order of time.
+        counted: headers whose usage counts, results and attempts of all such epochs.
+        new_epoch: the epoch to open first, or None.
+    """
+
+    position: int
+    results: Mapping[str, RecordHeader]
+    attempts: tuple[RecordHeader, ...]
+    counted: tuple[RecordHeader, ...]
+    new_epoch: Epoch | None
+
+
+def not_found(request: RunRequest) -> Exception:
+    """Return the error for a run that does not exist."""
+    if not (request.resume or request.resume_from):
+        return ConfigError(
+            f"run {request.run_id!r} does not exist, and there is no initial state to start it with"
+        )
+    return RunNotFound(
+        f"run {request.run_id!r} does not exist in this store: it was never started, or it has "
+        "expired or was deleted; start it without resume and resume_from"
+    )
+
+
+def check_resume_from(request: RunRequest, plan: Plan) -> None:
+    """Refuse a node to go on at that the pipeline does not have.
+
+    Raises:
+        ConfigError: names the nodes that there are.
+    """
+    node_id = request.resume_from
+    if node_id is None or node_id in plan.ids:
+        return
+    inside = plan.top.get(node_id)
+    where = f"it is inside {plan.ids[inside]!r}; give that" if inside is not None else ""
+    raise ConfigError(
+        f"resume_from={node_id!r} is no node of this pipeline: "
+        + (where or f"its nodes are {', '.join(plan.ids)}")
+    )
+
+
+def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continuation:
+    """Return where a recorded run goes on.
+
+    Raises:
+        RunInputMismatch: the run was started with another input.
+        PipelineChanged: the recorded nodes are not the first ones of the plan.
+        CheckpointNotFound: `resume_from` needs a result that is not there.
+        SchemaMismatch: the recorded input does not fit the plan any more.
+    """
+    run = opened.run
+    if request.state is not None:
+        _check_input(run, plan, request.state)
+    results, attempts = _visible(opened, plan)
+    counted = tuple(h for h in opened.headers if h.epoch >= _first_counted(run))
+    if request.restart:
+        epoch = Epoch(run.epoch.number + 1, 0, False)
+        return Continuation(0, {}, (), (), epoch)
+    recorded = _recorded_prefix(run, plan, results)
+    if request.resume_from is None:
+        return Continuation(recorded, results, attempts, counted, None)
+    position = plan.ids.index(request.resume_from)
+    if position > recorded:
+        raise CheckpointNotFound(
+            f"run {run.run_id!r} cannot go on at {request.resume_from!r}: the result of "
+            f"{plan.ids[recorded]!r} before it is not recorded; go on at that, or use resume=True"
+        )
+    if not _is_bought(position, results, attempts, plan):
+        return Continuation(position, results, attempts, counted, None)
+    adopted = {p: h for p, h in results.items() if plan.top[h.contract_id] < position}
+    epoch = Epoch(run.epoch.number + 1, position, True)
+    return Continuation(position, adopted, (), counted, epoch)
+
+
+def _is_bought(
+    position: int,
+    results: Mapping[str, RecordHeader],
+    attempts: tuple[RecordHeader, ...],
+    plan: Plan,
+) -> bool:
+    """Say whether going on at a position buys again: its result, or a refused output."""
+    bought = [*results.values(), *(h for h in attempts if h.schema_ref == VIOLATION_REF)]
+    return any(plan.top[header.contract_id] >= position for header in bought)
+
+
+def _first_counted(run: RunRecord) -> int:
+    return max((epoch.number for epoch in run.epochs if not epoch.carries_spend), default=0)
+
+
+def _visible(
+    opened: OpenedRun, plan: Plan
+) -> tuple[dict[str, RecordHeader], tuple[RecordHeader, ...]]:
+    """Return the results and attempts that later epochs have not left behind."""
+    run = opened.run
+    results: dict[str, RecordHeader] = {}
+    attempts: list[RecordHeader] = []
+    for header in opened.headers:
+        position = plan.top.get(header.contract_id, header.position)
+        if header.epoch < 0 or any(
+            epoch.number > header.epoch and position >= epoch.position for epoch in run.epochs
+        ):
+            continue
+        if header.contract_id not in plan.top:
+            if header.kind == "result" and header.epoch == run.epoch.number:
+                raise _changed(opened, plan, header.contract_id)
+        elif header.kind == "result":
+            results[header.path] = header
+        else:
+            attempts.append(header)
+    return results, tuple(attempts)
+
+
+def _recorded_prefix(run: RunRecord, plan: Plan, results: Mapping[str, RecordHeader]) -> int:
+    """Return how many of the plan's first nodes are recorded."""
+    by_position = {h.position: h for h in results.values() if h.position >= 0}
+    for position, header in by_position.items():
+        if position >= len(plan.ids) or plan.ids[position] != header.contract_id:
+            raise _moved(run, plan, by_position)
+    count = 0
+    while count in by_position:
+        count += 1
+    return count
+
+
+def _moved(run: RunRecord, plan: Plan, found: Mapping[int, RecordHeader]) -> PipelineChanged:
+    recorded = ", ".join(found[p].contract_id for p in sorted(found))
+    return PipelineChanged(
+        f"run {run.run_id!r} has recorded {recorded}, in this order; the first nodes of this "
+        f"pipeline are {', '.join(plan.ids[: max(found) + 1])}. Run the pipeline that it was "
+        "started with, use another run_id, or give consent to buy everything again with "
+        "restart=True"
+    )
+
+
+def _changed(opened: OpenedRun, plan: Plan, node_id: str) -> PipelineChanged:
+    was = ", ".join(PlanDocument.from_json(opened.run.plan).node_ids)
+    return PipelineChanged(
+        f"run {opened.run.run_id!r} has recorded {node_id!r}, which this pipeline does not have: "
+        f"it was {was}, and is {', '.join(plan.ids)}. Run the pipeline that it was started with, "
+        "use another run_id, or give consent to buy everything again with restart=True"
+    )
+
+
+def _check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
+    recorded = read_input(run, plan)
+    if recorded != state:
+        fields = [
+            name
+            for name in type(state).model_fields
+            if getattr(recorded, name, None) != getattr(state, name)
+        ]
+        raise RunInputMismatch(
+            f"run {run.run_id!r} was started with another input: {', '.join(fields)} "
+            f"{'differ' if len(fields) > 1 else 'differs'}. Use another run_id for another "
+            "input, or continue this run without giving the input: run(nodes, run_id=…, "
+            "resume=True)"
+        )
+
+
+def read_input(run: RunRecord, plan: Plan) -> BaseModel:
+    """Return the initial state that a run was started with.
+
+    Raises:
+        SchemaMismatch: it does not fit the first node any more.
+    """
+    return _decode(
+        run, "the input", INPUT, run.input_payload, run.input_fingerprint, plan.takes, plan
+    )
+
+
+def read_result(record: CheckpointRecord, run: RunRecord, codec: Codec, plan: Plan) -> BaseModel:
+    """Return the state in a record, as the plan's schema has it now.
+
+    Raises:
+        RecordCorrupt: it is not as it was written.
+        SchemaMismatch: a field was removed, renamed or retyped, and no upcaster mends it.
+    """
+    header = record.header
+    payload = check_digest(record)
+    place = f"the result of {header.path!r}"
+    return _decode(run, place, header.contract_id, payload, header.fingerprint, codec, plan)
+
+
+def _decode(
+    run: RunRecord,
+    place: str,
+    key: str,
+    payload: bytes,
+    fingerprint: str,
+    codec: Codec,
+    plan: Plan,
+) -> BaseModel:
+    changes: list[str] = []
+    if fingerprint != codec.fingerprint:
+        known = PlanDocument.from_json(run.plan).forms.get(fingerprint)
+        changes = differences(json.loads(known), codec.form) if known else []
+        upcaster = plan.upcasters.get(key)
+        if upcaster is not None and (changes or known is None):
+            payload, changes = json.dumps(upcaster(json.loads(payload))).encode(), []
+    try:
+        if not changes:
+            return codec.load(payload)
+    except ValidationError as exc:
+        changes = describe(exc)
+        if fingerprint == codec.fingerprint and any("JSON" in change for change in changes):
+            raise RecordCorrupt(f"run {run.run_id!r}: {place} cannot be read: {changes}") from exc
+    raise SchemaMismatch(
+        f"run {run.run_id!r}: {place} was recorded under another schema than "
+        f"{codec.schema.__name__} is now: {'; '.join(changes)}. Mend it with "
+        f"Pipeline(…, upcasters={{{key!r}: function}}), or give consent to buy again with "
+        f"resume_from or restart",
+        changes=changes,
+    )

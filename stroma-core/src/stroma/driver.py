@@ -1,0 +1,214 @@
+"""Takes one start of a run from its claim to its result."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pydantic import BaseModel
+
+from stroma._aio import uncut
+from stroma.account import RunAccount, Stopped, Surroundings
+from stroma.cost import NO_USAGE, Ledger
+from stroma.errors import (
+    ContractViolation,
+    OutcomeUnknown,
+    RecordTooLarge,
+    StaleOwner,
+    StoreError,
+    StoreUnavailable,
+)
+from stroma.execution import Execution
+from stroma.failures import FailureClass
+from stroma.hooks import HookSet, RunStart
+from stroma.journal import Journal, Stop
+from stroma.pipeline import Plan
+from stroma.records import RunStatus
+from stroma.result import ExecutionResult
+from stroma.trace import ExecutionTrace, TraceEvent
+
+logger = logging.getLogger("stroma")
+
+
+class RunDriver:
+    """One start of a run.
+
+    Args:
+        plan: the checked nodes.
+        journal: the run in its store, claimed.
+        ledger: the account of its spend, still empty.
+        trace: takes what happens.
+        around: what the run was given.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        ledger: Ledger,
+        trace: ExecutionTrace,
+        around: Surroundings,
+    ) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._ledger = ledger
+        self._trace = trace
+        self._hooks = around.hooks
+        self._account = RunAccount(journal, ledger, trace, around, len(plan.steps) - 1)
+
+    async def drive(self, given: BaseModel | None) -> ExecutionResult:
+        """Run what is left, record how it ended, and return it.
+
+        Args:
+            given: the initial state, or None to take the recorded one.
+
+        Raises:
+            StaleOwner: another worker owns the run.
+            AlreadyCommitted: somebody else recorded a result of it.
+            ResumeError: a record that the continuation needs cannot be used.
+            RecordCorrupt: a record is not as it was written.
+        """
+        if self._journal.is_continued:
+            self._carry()
+        try:
+            if self._hooks.listens("on_run_start"):
+                await self._hooks.fire("on_run_start", self._run_start())
+            state = await self._journal.initial_state(given)
+            state = await Execution(self._plan, self._account).run(state)
+        except Stopped as stopped:
+            result = await self._stopped(stopped.status, stopped.reason, stopped.error)
+        except asyncio.CancelledError:
+            await self._leave(RunStatus.CANCELLED, "cancelled by its caller")
+            raise
+        except Exception as exc:
+            status = _status_after(exc)
+            if status is None:
+                await self._leave(None, "")
+                raise
+            result = await self._stopped(status, str(exc), exc)
+        except BaseException:
+            await self._leave(None, "")
+            raise
+        else:
+            result = await self._completed(state)
+        if self._hooks.listens("on_run_end"):
+            await self._hooks.fire("on_run_end", result)
+        return result
+
+    def _carry(self) -> None:
+        """Start from what earlier starts used."""
+        carried = self._journal.carried()
+        usages = [usage for found in carried.values() for usage in found]
+        self._ledger.carry(usages, self._journal.carried_ms())
+        for node_id, found in carried.items():
+            total = NO_USAGE
+            for usage in found:
+                total = total.plus(self._ledger.priced(usage) if usage.cost_usd is None else usage)
+            self._account.usage[node_id] = total
+
+    def _run_start(self) -> RunStart:
+        plan, journal = self._plan, self._journal
+        return RunStart(
+            journal.run_id,
+            plan.name,
+            plan.version,
+            plan.ids,
+            journal.epoch,
+            plan.ids[: journal.position],
+            "",
+        )
+
+    async def _completed(self, state: BaseModel) -> ExecutionResult:
+        account, journal = self._account, self._journal
+        status = RunStatus.RESUMED if account.skipped else RunStatus.COMPLETED
+        if journal.is_complete:
+            return self._result(status, state, "")
+        end = account.end()
+        if isinstance(end, Exception):
+            return await self._stopped(RunStatus.FAILED, str(end), end)
+        if journal.position > account.last:  # nothing was left to carry the end with it
+            try:
+                await uncut(journal.stop(end))
+            except StoreError as exc:
+                self._could_not_say(exc)
+        return self._result(status, state, end.reason)
+
+    async def _stopped(
+        self, status: RunStatus, reason: str, error: Exception
+    ) -> ExecutionResult:
+        try:
+            await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
+        except StaleOwner:
+            raise
+        except StoreError as exc:
+            self._could_not_say(exc)
+        return self._result(status, self._account.state, reason, error)
+
+    async def _leave(self, status: RunStatus | None, reason: str) -> None:
+        """Give the run up on the way out of an exception, which nothing here may hide."""
+        if self._journal.is_complete:
+            return
+        try:
+            await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
+        except StoreError as exc:
+            self._could_not_say(exc)
+
+    def _could_not_say(self, exc: StoreError) -> None:
+        logger.warning(
+            "run %s ended, and its store could not be told; it is free again when its lease "
+            "has ended: %s",
+            self._journal.run_id,
+            exc,
+        )
+
+    def _result(
+        self,
+        status: RunStatus,
+        state: BaseModel | None,
+        reason: str,
+        error: Exception | None = None,
+    ) -> ExecutionResult:
+        account, ledger = self._account, self._ledger
+        return ExecutionResult(
+            self._journal.run_id,
+            status,
+            state,
+            self._trace,
+            reason,
+            error,
+            account.usage,
+            ledger.spent,
+            ledger.before,
+            ledger.active_ms(account.this_start_ms),
+            tuple(account.skipped),
+            tuple(account.in_doubt),
+            account.unsaved,
+            self._journal.epoch,
+        )
+
+
+def _status_after(exc: Exception) -> RunStatus | None:
+    """Return how a run stands that a store stopped, or None if the caller has to know."""
+    if isinstance(exc, StoreUnavailable | OutcomeUnknown):
+        return RunStatus.PARTIAL
+    return RunStatus.FAILED if isinstance(exc, RecordTooLarge) else None
+
+
+async def refused_input(
+    run_id: str, exc: ContractViolation, trace: ExecutionTrace, hooks: HookSet
+) -> ExecutionResult:
+    """Return the result of a run that no node can begin; nothing is recorded of it."""
+    trace.add(
+        TraceEvent(
+            "failed",
+            exc.node_id,
+            exc.node_id,
+            0,
+            0.0,
+            failure_class=FailureClass.TERMINAL.value,
+            failure_message=str(exc),
+        )
+    )
+    result = ExecutionResult(run_id, RunStatus.FAILED, None, trace, str(exc), exc)
+    await hooks.fire("on_run_end", result)
+    return result

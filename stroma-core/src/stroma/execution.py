@@ -1,0 +1,138 @@
+"""Runs the steps of a plan: the sequence, and what `parallel` and `fan_out` hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel
+
+from stroma.account import RunAccount
+from stroma.attempts import AttemptLoop
+from stroma.contracts import dump_state
+from stroma.cost import NO_USAGE
+from stroma.errors import ContractViolation
+from stroma.ids import path_of
+from stroma.pipeline import Each, Group, Leaf, Plan, Step
+
+
+class Execution:
+    """One start of a run."""
+
+    def __init__(self, plan: Plan, account: RunAccount) -> None:
+        self._plan = plan
+        self._account = account
+        self._journal = account.journal
+        self._attempts = AttemptLoop(account).run
+
+    async def run(self, state: BaseModel) -> BaseModel:
+        """Run the steps that are left, and return the last one's output.
+
+        Raises:
+            Stopped: the run goes no further.
+            StaleOwner: another worker owns the run.
+        """
+        position = self._journal.position
+        if position:
+            self._account.state = state
+        for step in self._plan.steps[:position]:
+            self._account.skip(step.id, step.path)
+        for step in self._plan.steps[position:]:
+            state = await self._step(step, state, (), position)
+            self._account.state = state
+            position += 1
+        return state
+
+    async def _step(
+        self, step: Step, state: BaseModel, index: tuple[int, ...], position: int
+    ) -> BaseModel:
+        """Run one step at one place; ``position`` is -1 inside `parallel` and `fan_out`."""
+        path = step.path if not index else path_of(step.id, index)
+        if self._journal.is_continued and position < 0:
+            (recorded,) = await self._recall(step, [path])
+            if recorded is not None:
+                return recorded
+        if isinstance(step, Leaf):
+            return await self._attempts(step, state, index, path, position)
+        if isinstance(step, Group):
+            merged = await self._group(step, state, index, path)
+        else:
+            merged = await self._each(step, state, index, path)
+        payload = dump_state(step.gives, merged, step.id)
+        await self._account.save(step, path, position, merged, payload, NO_USAGE, 0, 0.0)
+        return merged
+
+    async def _recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:
+        states = await self._journal.recall(step, paths)
+        for path, state in zip(paths, states, strict=True):
+            if state is not None:
+                self._account.skip(step.id, path)
+        return states
+
+    # -- steps that run others -------------------------------------------------------------
+
+    async def _group(
+        self, step: Group, state: BaseModel, index: tuple[int, ...], path: str
+    ) -> BaseModel:
+        value = self._account.accept(step, state, path)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                children = [
+                    tasks.create_task(self._step(child, value, index, -1))
+                    for child in step.children
+                ]
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return step.merge([child.result() for child in children])
+
+    async def _each(
+        self, step: Each, state: BaseModel, index: tuple[int, ...], path: str
+    ) -> BaseModel:
+        value = self._account.accept(step, state, path)
+        items = getattr(value, step.over, None)
+        if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+            problem = f"{step.over}: fan_out needs a list, not {type(items).__name__}"
+            raise self._account.violated(ContractViolation(step.id, "input", [problem], value), path)
+        outputs: list[BaseModel | None] = [None] * len(items)
+        if self._journal.is_continued and items:
+            paths = [path_of(step.child.id, (*index, i)) for i in range(len(items))]
+            outputs = await self._recall(step.child, paths)
+        await self._items(step, items, outputs, index)
+        return step.merge(value, [output for output in outputs if output is not None])
+
+    async def _items(
+        self,
+        step: Each,
+        items: Sequence[BaseModel],
+        outputs: list[BaseModel | None],
+        index: tuple[int, ...],
+    ) -> None:
+        """Fill in the outputs that are not recorded, a bounded number at a time."""
+        missing = [i for i, output in enumerate(outputs) if output is None]
+        left = iter(missing)
+
+        async def work(left: Iterator[int]) -> None:
+            for i in left:
+                outputs[i] = await self._item(step.child, items[i], (*index, i))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(step.max_concurrency, len(missing))):
+                    tasks.create_task(work(left))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _item(self, child: Step, item: BaseModel, index: tuple[int, ...]) -> BaseModel:
+        if isinstance(child, Leaf):
+            return await self._attempts(child, item, index, path_of(child.id, index), -1)
+        return await self._step(child, item, index, -1)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the failure that a group of children stopped for: the first one."""
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            exc = _first(exc)
+        if not isinstance(exc, asyncio.CancelledError):
+            return exc
+    return group.exceptions[0]

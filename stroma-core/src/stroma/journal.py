@@ -1,0 +1,169 @@
+"""What a run needs of its store, whatever the store can do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from pydantic import BaseModel
+
+from stroma.clock import Clock, Random
+from stroma.cost import Usage
+from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from stroma.failures import FailurePolicy
+from stroma.pipeline import Leaf, Step
+from stroma.records import RunStatus
+
+logger = logging.getLogger("stroma")
+
+
+class Stop(NamedTuple):
+    """How a run ended, for its record.
+
+    Attributes:
+        status: the new status, or None to leave it: the process is going down.
+        reason: why, or "".
+        spend: what the run has spent.
+    """
+
+    status: RunStatus | None
+    reason: str
+    spend: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSettings:
+    """What a journal needs to know of a run's configuration.
+
+    Attributes:
+        clock: where times are from.
+        random: for the delay between two tries of a save.
+        save_policy: how often and after what delay a failed save is tried again.
+        lease_seconds: how long a claim holds without a commit.
+        tags: the caller's words for listing.
+        budget: the limits, as text by name.
+        plugins: the installed plugins that are active, as "name version".
+    """
+
+    clock: Clock
+    random: Random
+    save_policy: FailurePolicy
+    lease_seconds: float
+    tags: tuple[str, ...] = ()
+    budget: Mapping[str, str] | None = None
+    plugins: tuple[str, ...] = ()
+
+
+class Journal(Protocol):
+    """One run in its store.
+
+    Attributes:
+        run_id: the run.
+        epoch: number of the current epoch.
+        position: index of the first node to run.
+        is_continued: anything may be recorded already.
+        is_complete: the run was COMPLETED before: its result is only read.
+    """
+
+    run_id: str
+    epoch: int
+    position: int
+    is_continued: bool
+    is_complete: bool
+
+    async def initial_state(self, given: BaseModel | None) -> BaseModel:
+        """Return the state that the first node to run gets.
+
+        Raises:
+            ResumeError: it is missing or does not fit.
+        """
+        ...
+
+    async def recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:
+        """Return the recorded result of a step at each of some paths, or None."""
+        ...
+
+    async def refused_output(self, step: Leaf, path: str) -> tuple[object] | None:
+        """Return the recorded output that did not fit the contract, in a tuple, or None."""
+        ...
+
+    async def result(
+        self,
+        step: Step,
+        path: str,
+        position: int,
+        state: BaseModel,
+        payload: bytes,
+        digest: str,
+        usage: Usage,
+        stop: Stop | None,
+    ) -> None:
+        """Save a result, and the end of the run with it if it is the last one.
+
+        Raises:
+            StoreError: the store does not take it, after every try.
+        """
+        ...
+
+    async def attempt(
+        self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
+    ) -> None:
+        """Record a failed attempt: at once if it used anything, else with what comes next."""
+        ...
+
+    async def stop(self, stop: Stop) -> None:
+        """Record how the run ended, and give it up."""
+        ...
+
+    def carried(self) -> Mapping[str, Sequence[Usage]]:
+        """Return what earlier starts used, by node id."""
+        ...
+
+    def carried_ms(self) -> float:
+        """Return the active time of earlier starts, in milliseconds."""
+        ...
+
+    def digest(self, path: str) -> str:
+        """Return the digest of a recorded result, or ""."""
+        ...
+
+
+async def persist(
+    save: Callable[[], Awaitable[StoreError | None]],
+    failed: StoreError,
+    settings: JournalSettings,
+) -> None:
+    """Repeat a save that failed until the store takes it or the policy is out of tries.
+
+    Only the save is repeated, never the node. Commits are idempotent, so that an unknown
+    outcome is settled by sending the same one again. A cancellation meanwhile gives the save
+    one more try, and is raised then.
+
+    Args:
+        save: returns None when it is saved, or what the store said.
+        failed: what the store said the first time.
+        settings: the policy, the clock and the random source.
+
+    Raises:
+        StoreError: what the store said last.
+    """
+    retry = 0
+    error: StoreError | None = failed
+    cancelled: asyncio.CancelledError | None = None
+    while error is not None:
+        retry += 1
+        may_pass = isinstance(error, StoreUnavailable | OutcomeUnknown)
+        if not may_pass or retry > settings.save_policy.max_retries:
+            raise error
+        delay = settings.save_policy.delay_seconds(retry, settings.random)
+        logger.warning("a save failed and is tried again in %.2f s: %s", delay, error)
+        try:
+            await settings.clock.sleep(delay)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+        error = await save()
+        if cancelled is not None:
+            raise cancelled

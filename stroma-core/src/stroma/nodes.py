@@ -1,0 +1,407 @@
+"""How functions become nodes, what they may return, and nodes that run other nodes."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, overload
+
+from pydantic import BaseModel, ValidationError
+
+from stroma.contracts import NodeContract
+from stroma.cost import Usage
+from stroma.errors import ConfigError
+from stroma.failures import NO_RETRY, FailureClass, FailurePolicy, PolicyMap
+from stroma.ids import check_id
+from stroma.schemas import describe
+from stroma.scope import usage_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+NodeFunction: TypeAlias = Callable[..., Any]
+
+NODE_ID: Final = "_stroma_node_id"
+CONTRACT: Final = "_stroma_contract"
+SETTINGS: Final = "_stroma_settings"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What a node's decorator fixed besides its contract.
+
+    Attributes:
+        policies: retry policies by failure class, before those of the run.
+        timeout_ms: milliseconds for one attempt, or None.
+        model: the model that the node uses, for rules of model fallback; "" for the run's.
+        is_self_registered: the node brings its contract along; no registry need know it.
+    """
+
+    policies: PolicyMap | None = None
+    timeout_ms: float | None = None
+    model: str = ""
+    is_self_registered: bool = False
+
+
+PLAIN_SETTINGS: Final = NodeSettings()
+
+
+def as_policies(policy: FailurePolicy | PolicyMap | None, node_id: str) -> PolicyMap | None:
+    """Return policies by failure class; a bare policy is for all that may be retried.
+
+    Raises:
+        ConfigError: it is something else, or retries what is TERMINAL.
+    """
+    if policy is None:
+        return None
+    if isinstance(policy, FailurePolicy):
+        retried = (FailureClass.RECOVERABLE, FailureClass.AMBIGUOUS)
+        return {**dict.fromkeys(retried, policy), FailureClass.TERMINAL: NO_RETRY}
+    if not isinstance(policy, Mapping) or not all(
+        isinstance(key, FailureClass) and isinstance(value, FailurePolicy)
+        for key, value in policy.items()
+    ):
+        raise ConfigError(
+            f"node {node_id!r}: a policy is a FailurePolicy, or a dict of them by FailureClass"
+        )
+    check_terminal(policy, f"node {node_id!r}")
+    return dict(policy)
+
+
+def check_terminal(policies: PolicyMap, where: str) -> None:
+    """Refuse retries of what cannot pass.
+
+    Raises:
+        ConfigError: the policy for TERMINAL has retries.
+    """
+    terminal = policies.get(FailureClass.TERMINAL)
+    if terminal is not None and terminal.max_retries:
+        raise ConfigError(
+            f"{where}: TERMINAL failures are never retried; let a classifier call them "
+            "RECOVERABLE or AMBIGUOUS instead"
+        )
+
+
+def check_timeout_ms(value: object, node_id: str) -> float | None:
+    """Return a timeout in milliseconds, or None.
+
+    Raises:
+        ConfigError: it is no positive number.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < float(typing.cast(float, value)) < float("inf"):
+        raise ConfigError(f"node {node_id!r}: timeout_ms must be above 0, not {value!r}")
+    return float(typing.cast(float, value))
+
+
+def mark(
+    function: Callable[P, R], contract: NodeContract, settings: NodeSettings
+) -> Callable[P, R]:
+    """Make a function a node, and return it."""
+    if not callable(function):
+        raise ConfigError(f"a node must be a function, not {type(function).__name__}")
+    count = _positional(function, contract.node_id)
+    if count not in (1, 2):
+        raise ConfigError(
+            f"node {contract.node_id!r}: the function must take the state, and the context if "
+            f"it wants it; it takes {count} arguments"
+        )
+    setattr(function, NODE_ID, contract.node_id)
+    setattr(function, CONTRACT, contract)
+    setattr(function, SETTINGS, settings)
+    return function
+
+
+def _positional(function: NodeFunction, node_id: str) -> int:
+    """Return how many arguments a node is to be called with."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = [p for p in inspect.signature(function).parameters.values()]
+    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in found):
+        raise ConfigError(f"node {node_id!r}: a required keyword argument cannot be given")
+    required = sum(p.kind in positional and p.default is p.empty for p in found)
+    return max(required, min(2, sum(p.kind in positional for p in found)))
+
+
+def wants_context(function: NodeFunction) -> bool:
+    """Say whether a node takes the context as its second argument."""
+    return _positional(function, getattr(function, NODE_ID, "?")) == 2
+
+
+def is_async(function: NodeFunction) -> bool:
+    """Say whether calling the function returns a coroutine, wrapped or not."""
+    call = getattr(function, "__call__", None)  # noqa: B004  (an instance with async __call__)
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
+        call
+    )
+
+
+def stroma_node(
+    node_id: str, contract: NodeContract
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that makes a function a node with this contract.
+
+    The contract must be registered with the runner's registry before the node runs.
+
+    Args:
+        node_id: the node's id, which the contract must be for.
+        contract: what the node takes and gives.
+
+    Raises:
+        ConfigError: the contract is for another node, or the function cannot be a node.
+    """
+    if not isinstance(contract, NodeContract):
+        raise ConfigError(f"node {node_id!r}: the contract must be a NodeContract")
+    if contract.node_id != node_id:
+        raise ConfigError(f"node {node_id!r} was given the contract of {contract.node_id!r}")
+    return lambda function: mark(function, contract, PLAIN_SETTINGS)
+
+
+@overload
+def node(function: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+@overload
+def node(
+    *,
+    id: str | None = None,
+    input: type[BaseModel] | None = None,
+    output: type[BaseModel] | None = None,
+    policy: FailurePolicy | PolicyMap | None = None,
+    timeout_ms: float | None = None,
+    model: str = "",
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def node(
+    function: NodeFunction | None = None,
+    /,
+    *,
+    id: str | None = None,
+    input: type[BaseModel] | None = None,
+    output: type[BaseModel] | None = None,
+    policy: FailurePolicy | PolicyMap | None = None,
+    timeout_ms: float | None = None,
+    model: str = "",
+) -> Any:
+    """Make a function a node; used bare or with options.
+
+    The function takes the state, and as a second argument the context if it wants it. It may
+    be sync (then it runs in a thread) or async, and returns a dict, a model, or a tuple that
+    adds usage: ``(output, tokens)``, ``(output, input_tokens, model)`` or
+    ``(output, input_tokens, output_tokens, model)``.
+
+    Args:
+        id: the node's id; the function's name if not given.
+        input: the model that it takes; from the annotation of the first argument.
+        output: the model that it gives; from the annotation of what is returned, or of the
+            first member if that is a tuple.
+        policy: how often it is retried, before what the run says.
+        timeout_ms: milliseconds for one attempt.
+        model: the model that it uses, for rules of model fallback.
+
+    Raises:
+        ConfigError: a type is missing or no model, or an option is wrong.
+    """
+    localns = sys._getframe(1).f_locals  # models of the function that the node is defined in
+
+    def decorate(target: NodeFunction) -> NodeFunction:
+        node_id = check_id(id or getattr(target, "__name__", ""), "node id")
+        takes, gives = _annotated_types(target, node_id, input, output, localns)
+        contract = make_contract(node_id, takes, gives)
+        settings = NodeSettings(
+            as_policies(policy, node_id), check_timeout_ms(timeout_ms, node_id), model, True
+        )
+        return mark(target, contract, settings)
+
+    return decorate if function is None else decorate(function)
+
+
+def make_contract(node_id: str, takes: object, gives: object) -> NodeContract:
+    """Return the contract of a node.
+
+    Raises:
+        ConfigError: the id cannot be stored, or a type is no pydantic model.
+    """
+    check_id(node_id, "node id")
+    for side, schema in (("input", takes), ("output", gives)):
+        if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
+            raise ConfigError(
+                f"node {node_id!r}: its {side} must be a pydantic model class, not {schema!r}: "
+                f"annotate the function, or give {side}="
+            )
+    try:
+        return NodeContract.model_validate(
+            {"node_id": node_id, "input_schema": takes, "output_schema": gives}
+        )
+    except ValidationError as exc:
+        raise ConfigError(f"node {node_id!r}: {'; '.join(describe(exc))}") from exc
+
+
+def _annotated_types(
+    function: NodeFunction,
+    node_id: str,
+    takes: object,
+    gives: object,
+    localns: Mapping[str, object],
+) -> tuple[object, object]:
+    if takes is not None and gives is not None:
+        return takes, gives
+    target = inspect.unwrap(function)
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    try:
+        hints = typing.get_type_hints(target, localns=dict(localns))
+    except NameError as exc:
+        raise ConfigError(
+            f"node {node_id!r}: an annotation cannot be resolved ({exc}): give input= and output="
+        ) from exc
+    first = next((name for name in inspect.signature(function).parameters), "")
+    given = hints.get("return")
+    if get_origin(given) is tuple:
+        given = get_args(given)[0]
+    return takes or hints.get(first), gives or given
+
+
+def split_output(raw: object, node_id: str) -> tuple[object, Usage | None]:
+    """Return what a node returned as (output, usage or None).
+
+    Raises:
+        ConfigError: it is a tuple, and not one of those that a node may return.
+    """
+    if type(raw) is not tuple:
+        return raw, None
+    match raw:
+        case (output, tokens):
+            return output, usage_of(tokens, 0, "")
+        case (output, input_tokens, model):
+            return output, usage_of(input_tokens, 0, model)
+        case (output, input_tokens, output_tokens, model):
+            return output, usage_of(input_tokens, output_tokens, model)
+    raise ConfigError(
+        f"node {node_id!r} returned a tuple of {len(raw)}; a node returns its output, or "
+        "(output, tokens), (output, input_tokens, model) or "
+        "(output, input_tokens, output_tokens, model)"
+    )
+
+
+class Parallel:
+    """Nodes that run side by side on one state; made by `parallel`.
+
+    Attributes:
+        id: "parallel(a, b)".
+        nodes: the children, in the order in which their outputs are merged.
+    """
+
+    def __init__(self, nodes: tuple[object, ...]) -> None:
+        if not nodes:
+            raise ConfigError("parallel() needs at least one node")
+        self.nodes = nodes
+        self.id = f"parallel({', '.join(map(id_of, nodes))})"
+
+    def __repr__(self) -> str:
+        return self.id
+
+
+class FanOut:
+    """A node that runs once for each item of a list in the state; made by `fan_out`.
+
+    Attributes:
+        id: "fan_out(extract)", or as given.
+        node: what runs for each item.
+        over: the field of the state that holds the items.
+        into: the field that takes the outputs, in the items' order.
+        max_concurrency: how many items run at once.
+        input: the model of the state, where it cannot be told from the node before.
+    """
+
+    def __init__(
+        self,
+        node: object,
+        over: str,
+        into: str,
+        max_concurrency: int,
+        id: str | None,
+        input: type[BaseModel] | None,
+    ) -> None:
+        for name, value in (("over", over), ("into", into)):
+            if not isinstance(value, str) or not value.isidentifier() or value.startswith("_"):
+                raise ConfigError(f"fan_out: {name} must name a field, not {value!r}")
+        if not isinstance(max_concurrency, int) or max_concurrency < 1 or max_concurrency is True:
+            raise ConfigError(f"fan_out: max_concurrency must be 1 or more, not {max_concurrency!r}")
+        self.id = check_id(id or f"fan_out({id_of(node)})", "node id")
+        self.node = node
+        self.over = over
+        self.into = into
+        self.max_concurrency = max_concurrency
+        self.input = input
+
+    def __repr__(self) -> str:
+        return self.id
+
+
+NodeLike: TypeAlias = Callable[..., Awaitable[object] | object] | Parallel | FanOut
+"""What a pipeline is made of: decorated functions, `parallel(…)` and `fan_out(…)`."""
+
+
+def parallel(*nodes: NodeLike) -> Parallel:
+    """Return a node that runs others side by side on the same state.
+
+    Each child has its own contract, retries, record, usage and hooks. Their outputs are merged
+    in the order given; where two have the same field, the later one holds. A child that fails
+    cancels the others; one that has finished is never run again.
+
+    Raises:
+        ConfigError: there is no node, or something is no node.
+    """
+    return Parallel(nodes)
+
+
+def fan_out(
+    node: NodeLike,
+    *,
+    over: str,
+    into: str,
+    max_concurrency: int = 20,
+    id: str | None = None,
+    input: type[BaseModel] | None = None,
+) -> FanOut:
+    """Return a node that runs another one for each item of a list in the state.
+
+    Its output is the state before it, plus ``into``. Each item is recorded by itself, as
+    "extract[17]", and one that has finished is never run again.
+
+    Args:
+        node: what runs for each item; its contract's input is the item.
+        over: the field that holds the list.
+        into: the field that takes the outputs, in the items' order.
+        max_concurrency: how many items run at once.
+        id: the id; "fan_out(extract)" if not given.
+        input: the model of the state; needed only where `fan_out` stands first and a run is
+            continued without its input.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+    return FanOut(node, over, into, max_concurrency, id, input)
+
+
+def id_of(node: object) -> str:
+    """Return the id of a node.
+
+    Raises:
+        ConfigError: it is no node.
+    """
+    if isinstance(node, Parallel | FanOut):
+        return node.id
+    node_id = getattr(node, NODE_ID, None)
+    if isinstance(node_id, str):
+        return node_id
+    name = getattr(node, "__qualname__", None) or repr(node)
+    raise ConfigError(
+        f"{name} is no node: decorate it with @stroma.node, @runner.node or @stroma_node, "
+        "or use parallel(…) or fan_out(…)"
+    )

@@ -1,0 +1,403 @@
+"""A run in a level 1 store: claimed, fenced, and with its spend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from stroma._aio import call_store, finish
+from stroma.batching import CommitBatcher, send_commits
+from stroma.checkpoint import CheckpointManager
+from stroma.continuation import (
+    VIOLATION_REF,
+    Continuation,
+    RunRequest,
+    continue_run,
+    not_found,
+    read_input,
+    read_result,
+)
+from stroma.cost import NO_USAGE, Usage
+from stroma.errors import (
+    CheckpointNotFound,
+    ContractViolation,
+    RecordCorrupt,
+    StoreError,
+    StoreUnavailable,
+)
+from stroma.journal import JournalSettings, Stop, persist
+from stroma.ownership import Claim, describe_worker, new_claim
+from stroma.pipeline import Leaf, Plan, Step
+from stroma.records import (
+    CheckpointRecord,
+    Commit,
+    Epoch,
+    OpenedRun,
+    OpenRequest,
+    PlanDocument,
+    RecordHeader,
+    RecordKey,
+    RecordKind,
+    RunRecord,
+    RunStatus,
+    RunUpdate,
+    check_digest,
+    digest_of,
+    unique_id,
+)
+
+FAILURE_REF = "stroma:failure"
+_MESSAGE_CHARS = 500
+_PAGE = 256
+"""How many recorded items of a `fan_out` are read in one trip."""
+
+
+class RecordJournal:
+    """See `Journal`."""
+
+    def __init__(
+        self,
+        manager: CheckpointManager,
+        settings: JournalSettings,
+        plan: Plan,
+        claim: Claim,
+        opened: OpenedRun,
+        found: Continuation | None,
+    ) -> None:
+        self.run_id = claim.run_id
+        self.epoch = opened.run.epoch.number
+        self.position = 0 if found is None else found.position
+        self.is_continued = found is not None
+        self.is_complete = not opened.is_claimed
+        self._store = manager.store
+        self._batcher: CommitBatcher | None = manager.batcher()
+        self._settings = settings
+        self._plan = plan
+        self._claim = claim
+        self._run = opened.run
+        self._last = opened.last
+        self._results: Mapping[str, RecordHeader] = {} if found is None else found.results
+        self._attempts = () if found is None else found.attempts
+        self._counted = () if found is None else found.counted
+        self._new_plan: bytes | None = None
+        self._made: dict[str, int] | None = None
+        self._pending: list[CheckpointRecord] = []
+        self._started = self._since = settings.clock.monotonic()
+
+    async def initial_state(self, given: BaseModel | None) -> BaseModel:
+        """See `Journal.initial_state`."""
+        if self.position == 0:
+            return given if given is not None else read_input(self._run, self._plan)
+        step = self._plan.steps[self.position - 1]
+        (state,) = await self.recall(step, [step.path])
+        assert state is not None, "the recorded prefix has a header for each of its nodes"
+        return state
+
+    async def recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:
+        """See `Journal.recall`."""
+        states: list[BaseModel | None] = [None] * len(paths)
+        wanted = [(i, self._results[path].key) for i, path in enumerate(paths) if path in self._results]
+        for start in range(0, len(wanted), _PAGE):
+            page = wanted[start : start + _PAGE]
+            records = await self._fetch([key for _, key in page])
+            for (i, _), record in zip(page, records, strict=True):
+                states[i] = read_result(record, self._run, step.gives, self._plan)
+        return states
+
+    async def _fetch(self, keys: list[RecordKey]) -> list[CheckpointRecord]:
+        last = self._last
+        if last is not None and keys == [last.header.key]:
+            self._last = None  # needed once; not kept in memory
+            return [last]
+        found = await call_store(self._store, "fetch", self.run_id, keys)
+        assert isinstance(found, Sequence)
+        records: list[CheckpointRecord] = []
+        for key, record in zip(keys, found, strict=True):
+            if record is None:
+                raise CheckpointNotFound(
+                    f"run {self.run_id!r}: the record of {key.path!r} is listed, and gone from the "
+                    "store; restore it, or give consent to buy again with resume_from or restart"
+                )
+            records.append(record)
+        return records
+
+    async def refused_output(self, step: Leaf, path: str) -> tuple[object] | None:
+        """See `Journal.refused_output`."""
+        attempts = [header for header in self._attempts if header.path == path]
+        if not attempts:
+            return None
+        latest = max(attempts, key=lambda header: header.attempt)
+        if latest.schema_ref != VIOLATION_REF:
+            return None
+        (record,) = await self._fetch([latest.key])
+        try:
+            return (json.loads(check_digest(record))["output"],)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise RecordCorrupt(f"run {self.run_id!r}: the attempt of {path!r}: {exc}") from exc
+
+    def carried(self) -> Mapping[str, Sequence[Usage]]:
+        """See `Journal.carried`."""
+        usages: dict[str, list[Usage]] = {}
+        for header in self._counted:
+            if header.usage != NO_USAGE:
+                usages.setdefault(header.contract_id, []).append(header.usage)
+        return usages
+
+    def carried_ms(self) -> float:
+        """See `Journal.carried_ms`."""
+        return sum(header.active_ms for header in self._counted)
+
+    def digest(self, path: str) -> str:
+        """See `Journal.digest`."""
+        header = self._results.get(path)
+        return "" if header is None else header.digest
+
+    async def open_epoch(self, epoch: Epoch) -> None:
+        """Begin an epoch, and leave behind what stands after its position."""
+        epochs = (*self._run.epochs, epoch)
+        await self._commit((), RunUpdate(epochs=epochs))
+        self._run = self._run._replace(epochs=epochs)
+        self.epoch = epoch.number
+
+    def go_on_with(self, plan: bytes) -> None:
+        """Have the next commit record that another version of the pipeline goes on."""
+        self._new_plan = plan
+
+    async def result(
+        self,
+        step: Step,
+        path: str,
+        position: int,
+        state: BaseModel,
+        payload: bytes,
+        digest: str,
+        usage: Usage,
+        stop: Stop | None,
+    ) -> None:
+        """See `Journal.result`."""
+        gives = step.gives
+        header = self._header(
+            path, "result", 0, position, step.id, gives.ref, gives.fingerprint, digest, usage
+        )
+        record = CheckpointRecord(header, payload)
+        records = (*self._take_pending(), record) if self._pending else (record,)
+        await self._commit(records, None if stop is None else self._update(stop))
+
+    async def attempt(
+        self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
+    ) -> None:
+        """See `Journal.attempt`."""
+        document: dict[str, object] = {
+            "error": type(error).__name__,
+            "message": str(error)[:_MESSAGE_CHARS],
+            "failure_class": failure_class,
+        }
+        ref = FAILURE_REF
+        if isinstance(error, ContractViolation) and error.direction == "output":
+            ref = VIOLATION_REF
+            document["output"] = _tolerant(error.raw)
+        payload = json.dumps(document, ensure_ascii=False).encode(errors="replace")
+        digest = digest_of(payload)
+        number = self._next_attempt(path)
+        header = self._header(path, "attempt", number, -1, step.id, ref, "", digest, usage)
+        self._pending.append(CheckpointRecord(header, payload))
+        if usage is not NO_USAGE or ref is VIOLATION_REF:
+            await self._commit(self._take_pending(), None)
+
+    def _next_attempt(self, path: str) -> int:
+        if self._made is None:
+            self._made = {}
+            for header in self._attempts:
+                self._made[header.path] = max(header.attempt, self._made.get(header.path, 0))
+        self._made[path] = self._made.get(path, 0) + 1
+        return self._made[path]
+
+    async def stop(self, stop: Stop) -> None:
+        """See `Journal.stop`."""
+        await self._commit(self._take_pending(), self._update(stop))
+
+    async def give_up(self) -> None:
+        """Release the claim without a word about how the run stands."""
+        await call_store(self._store, "release", self.run_id, self._claim.token)
+
+    def _update(self, stop: Stop) -> RunUpdate:
+        this_start_ms = (self._settings.clock.monotonic() - self._started) * 1000
+        return RunUpdate(
+            stop.status,
+            stop.reason,
+            spend=stop.spend,
+            active_ms=self.carried_ms() + this_start_ms,
+            release=True,
+        )
+
+    def _header(
+        self,
+        path: str,
+        kind: RecordKind,
+        attempt: int,
+        position: int,
+        contract_id: str,
+        schema_ref: str,
+        fingerprint: str,
+        digest: str,
+        usage: Usage,
+    ) -> RecordHeader:
+        clock = self._settings.clock
+        since = self._since
+        self._since = clock.monotonic()
+        return RecordHeader(
+            self.run_id,
+            self.epoch,
+            path,
+            kind,
+            attempt,
+            position,
+            unique_id(),
+            contract_id,
+            schema_ref,
+            fingerprint,
+            digest,
+            usage,
+            (self._since - since) * 1000,
+            "",
+            clock.now(),
+        )
+
+    def _take_pending(self) -> tuple[CheckpointRecord, ...]:
+        pending = tuple(self._pending)
+        self._pending.clear()
+        return pending
+
+    async def _commit(
+        self, records: tuple[CheckpointRecord, ...], update: RunUpdate | None
+    ) -> None:
+        if self._new_plan is not None:
+            plan, self._new_plan = self._new_plan, None
+            update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
+        claim = self._claim
+        commit = Commit(claim.run_id, claim.token, records, update, claim.lease_ms)
+        failed = await self._send(commit)
+        if failed is not None:
+            await persist(lambda: self._send(commit), failed, self._settings)
+
+    async def _send(self, commit: Commit) -> StoreError | None:
+        if self._batcher is not None:
+            return await self._batcher.commit(commit)
+        outcomes = await send_commits(self._store, (commit,))
+        return outcomes if isinstance(outcomes, StoreError) else outcomes[0]
+
+
+def _tolerant(raw: object) -> object:
+    """Return anything as JSON-compatible data: it was paid for, and must not be lost."""
+    data = to_json(raw, serialize_unknown=True, inf_nan_mode="strings", bytes_mode="base64")
+    return json.loads(data)
+
+
+async def open_record_journal(
+    manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
+) -> RecordJournal:
+    """Claim a run, new or recorded, and return its journal.
+
+    Raises:
+        RunLocked: another worker owns it.
+        ResumeError: it cannot be continued as asked.
+        StoreError: the store cannot be used or reached.
+    """
+    await manager.setup()
+    claim = new_claim(request.run_id, settings.lease_seconds)
+    document = plan.document(settings.budget or {}, settings.plugins)
+    new = None if request.must_exist else _new_run(request, plan, document, settings)
+    reopen = request.restart or request.resume_from is not None
+    opened = await _open(manager, claim, new, reopen)
+    if opened is None:
+        raise not_found(request)
+    if opened.is_new:
+        return RecordJournal(manager, settings, plan, claim, opened, None)
+    try:
+        found = continue_run(opened, plan, request)
+        if not opened.is_claimed and found.position < len(plan.steps):
+            again = await _open(manager, claim, None, True)  # there are nodes after the end
+            if again is None:
+                raise not_found(request)
+            opened = again
+            found = continue_run(opened, plan, request)
+        journal = RecordJournal(manager, settings, plan, claim, opened, found)
+        merged = _merged_plan(opened.run.plan, document)
+        if opened.is_claimed and merged != opened.run.plan:
+            journal.go_on_with(merged)
+        if found.new_epoch is not None:
+            await journal.open_epoch(found.new_epoch)
+    except BaseException:
+        if opened.is_claimed:
+            await _release(manager, claim)
+        raise
+    return journal
+
+
+def _new_run(
+    request: RunRequest, plan: Plan, document: bytes, settings: JournalSettings
+) -> RunRecord:
+    assert request.state is not None
+    now = settings.clock.now()
+    return RunRecord(
+        request.run_id,
+        RunStatus.RUNNING,
+        pipeline=plan.name,
+        version=plan.version,
+        tags=settings.tags,
+        input_payload=plan.takes.dump(request.state),
+        input_fingerprint=plan.takes.fingerprint,
+        plan=document,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _merged_plan(recorded: bytes, live: bytes) -> bytes:
+    """Return the live plan with the recorded forms, which name what changed."""
+    if recorded == live:
+        return recorded
+    was, now = PlanDocument.from_json(recorded), PlanDocument.from_json(live)
+    return now._replace(forms={**was.forms, **now.forms}).to_json()
+
+
+async def _open(
+    manager: CheckpointManager, claim: Claim, new: RunRecord | None, reopen: bool
+) -> OpenedRun | None:
+    request = OpenRequest(
+        claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen
+    )
+    if manager.is_in_memory:
+        opened = await _call_open(manager.store, request)
+    else:
+        opening = asyncio.ensure_future(_call_open(manager.store, request))
+        try:
+            opened = await finish(opening)
+        except asyncio.CancelledError:
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await _release(manager, claim)
+            raise
+    return opened
+
+
+async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:
+    try:
+        opened = await call_store(store, "open_run", request)
+    except StoreError:
+        raise
+    except Exception as exc:
+        raise StoreUnavailable(f"{type(store).__name__} failed in open_run: {exc}") from exc
+    assert opened is None or isinstance(opened, OpenedRun)
+    return opened
+
+
+async def _release(manager: CheckpointManager, claim: Claim) -> None:
+    """Give the run up on the way out of an error, which a failure here must not hide."""
+    try:
+        await call_store(manager.store, "release", claim.run_id, claim.token)
+    except StoreError:
+        pass  # the lease ends by itself

@@ -1,0 +1,520 @@
+"""`StromaRunner`: what users configure and call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import NamedTuple, ParamSpec, Self, TypeVar
+
+from pydantic import BaseModel
+
+from stroma import plugins
+from stroma.checkpoint import CheckpointManager
+from stroma.account import Surroundings
+from stroma.config import open_default_store, open_store
+from stroma.continuation import RunRequest, check_resume_from
+from stroma.contracts import ContractRegistry, accept_state
+from stroma.cost import ExecutionBudget, Ledger, Pricer
+from stroma.driver import RunDriver, refused_input
+from stroma.errors import (
+    ConfigError,
+    ContractViolation,
+    OutcomeUnknown,
+    StoreUnavailable,
+)
+from stroma.failures import Classifier, FailurePolicy, PolicyMap, default_policy_map
+from stroma.hooks import HookSet, NodeHooks
+from stroma.journal import Journal, JournalSettings
+from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
+from stroma.ids import check_id
+from stroma.pipeline import Pipeline, Plan, compile_plan
+from stroma.plain_journal import open_plain_journal
+from stroma.prices import BUILT_IN_PRICES
+from stroma.record_journal import open_record_journal
+from stroma.records import RunStatus
+from stroma.result import ExecutionResult
+from stroma.run_config import RunConfig, changed_config, check_runnable
+from stroma.stores.memory import AsyncInMemoryStore
+from stroma.trace import ExecutionTrace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_MAX_PLANS = 32
+
+
+class _Prepared(NamedTuple):
+    """What is the same for every run of one plan under one configuration."""
+
+    plan: Plan
+    settings: JournalSettings
+    around: Surroundings
+    pricers: tuple[Pricer, ...]
+
+
+class StromaRunner:
+    """Runs nodes with contracts, retries, budgets and checkpoints.
+
+    Builders (`with_…`) change the runner and return it; a run under way keeps what it began
+    with. As an async context manager it closes the store, if it opened it itself.
+
+    Args:
+        registry: contracts of `@stroma_node` functions.
+        checkpoint_manager: where results are recorded.
+        config: what holds for each run.
+    """
+
+    def __init__(
+        self,
+        registry: ContractRegistry | None = None,
+        checkpoint_manager: CheckpointManager | None = None,
+        config: RunConfig | None = None,
+    ) -> None:
+        self._registry = registry if registry is not None else ContractRegistry()
+        self._manager = checkpoint_manager or CheckpointManager(AsyncInMemoryStore())
+        self._config = config if config is not None else RunConfig()
+        self._context: MutableMapping[str, object] = {}
+        self._opened: list[CheckpointManager] = []
+        self._prepared: dict[tuple[object, ...], _Prepared] = {}
+
+    @classmethod
+    def quick(
+        cls,
+        *,
+        store: object = None,
+        store_options: Mapping[str, object] | None = None,
+        budget: ExecutionBudget | None = None,
+        policy_map: PolicyMap | None = None,
+        classifiers: Sequence[Classifier] | None = None,
+        hooks: NodeHooks | Sequence[NodeHooks] | None = None,
+        **config_kwargs: object,
+    ) -> Self:
+        """Return a runner with sensible defaults.
+
+        Args:
+            store: a store, its name ("sqlite") or its URL ("sqlite:///runs.db"); if not
+                given, the one that STROMA_STORE, stroma.toml or pyproject.toml names, or else
+                one in memory.
+            store_options: options of a store that is given by name or URL.
+            budget: limits; none if not given.
+            policy_map: retry policies by failure class.
+            classifiers: asked before the built-in rules.
+            hooks: callbacks.
+            **config_kwargs: any other field of `RunConfig`.
+
+        Raises:
+            ConfigError: an option is unknown or wrong.
+            PluginError: there is no such store.
+        """
+        given = {
+            "budget": budget,
+            "policy_map": policy_map,
+            "classifiers": classifiers,
+            "hooks": hooks,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        config = changed_config(None, {**changes, **config_kwargs})
+        runner = cls(ContractRegistry(), None, config)
+        if store is not None or store_options:
+            if store is None:
+                raise ConfigError("store_options were given without a store")
+            runner._use_store(open_store(store, store_options), owned=isinstance(store, str))
+        else:
+            configured = open_default_store()
+            if configured is not None:
+                runner._use_store(configured, owned=True)
+        return runner
+
+    # -- builders --------------------------------------------------------------------------
+
+    @property
+    def registry(self) -> ContractRegistry:
+        """The contracts that the runner knows."""
+        return self._registry
+
+    @property
+    def config(self) -> RunConfig:
+        """What holds for the next run."""
+        return self._config
+
+    @property
+    def checkpoint_manager(self) -> CheckpointManager:
+        """Where results are recorded."""
+        return self._manager
+
+    def with_store(self, store: object, **options: object) -> Self:
+        """Record results in another store: an object, a name or a URL, with its options.
+
+        Raises:
+            ConfigError: an option is wrong; the message names what is accepted.
+            PluginError: there is no such store.
+        """
+        return self._use_store(open_store(store, options), owned=isinstance(store, str))
+
+    def with_redis(self, redis_url: str, ttl_seconds: int = 3600) -> Self:
+        """Record results in Redis, for ``ttl_seconds`` after the last one.
+
+        Raises:
+            MissingPlugin: stroma-redis is not installed; the message says how to install it.
+        """
+        return self.with_store("redis", url=redis_url, ttl_seconds=ttl_seconds)
+
+    def _use_store(self, store: object, *, owned: bool) -> Self:
+        self._manager = CheckpointManager(store)
+        if owned:
+            self._opened.append(self._manager)
+        return self
+
+    def with_budget(
+        self,
+        *,
+        tokens: int | None = None,
+        cost_usd: Decimal | float | None = None,
+        latency_ms: float | None = None,
+    ) -> Self:
+        """Limit what a run may use, over all of its starts; None is no limit.
+
+        Args:
+            tokens: input and output tokens together.
+            cost_usd: dollars.
+            latency_ms: milliseconds of active time.
+        """
+        budget = {"tokens": tokens, "cost_usd": cost_usd, "latency_ms": latency_ms}
+        return self._configure(budget=budget)
+
+    def with_model_fallback(self, model: str, *, to: str, at_budget_pct: float = 0.8) -> Self:
+        """Use a cheaper model once a share of the budget is spent.
+
+        Nodes find the model to use in ``ctx["_stroma_model"]``.
+
+        Args:
+            model: the model that nodes would use.
+            to: the one to use instead, which tokens of ``model`` are priced by then, too.
+            at_budget_pct: share of the USD budget, or of the tokens where there is none in
+                USD, from 0 to 1.
+        """
+        rule = {"model": model, "to": to, "at_budget_pct": at_budget_pct}
+        return self._configure(model_fallbacks=(*self._config.model_fallbacks, rule))
+
+    def with_classifiers(self, classifiers: Sequence[Classifier]) -> Self:
+        """Set who tells what a failure means; the built-in rules come last."""
+        return self._configure(classifiers=classifiers)
+
+    def with_hooks(self, hooks: NodeHooks | Sequence[NodeHooks]) -> Self:
+        """Set callbacks at the boundaries of runs, nodes and attempts."""
+        return self._configure(hooks=hooks)
+
+    def with_context(self, context: MutableMapping[str, object]) -> Self:
+        """Set the dict that nodes with a second argument get; it is not copied."""
+        if not isinstance(context, MutableMapping):
+            raise ConfigError(f"the context must be a dict, not {type(context).__name__}")
+        self._context = context
+        self._prepared.clear()
+        return self
+
+    def with_policy_map(self, policy_map: PolicyMap) -> Self:
+        """Set the retry policies by failure class."""
+        return self._configure(policy_map=policy_map)
+
+    def with_node_policies(
+        self, node_policies: Mapping[str, FailurePolicy | PolicyMap]
+    ) -> Self:
+        """Set retry policies of single nodes, which come before those of the run."""
+        return self._configure(node_policies=node_policies)
+
+    def with_node_timeouts(self, node_timeouts: Mapping[str, float]) -> Self:
+        """Set milliseconds for one attempt of single nodes.
+
+        A node that takes longer fails with a `NodeTimeout`, which is RECOVERABLE.
+        """
+        return self._configure(node_timeouts=node_timeouts)
+
+    def with_pricers(self, pricers: Sequence[Pricer]) -> Self:
+        """Set who prices tokens; the built-in table comes last."""
+        return self._configure(pricers=pricers)
+
+    def with_options(self, **options: object) -> Self:
+        """Set any fields of `RunConfig`.
+
+        Raises:
+            ConfigError: an option is unknown or wrong.
+        """
+        return self._configure(**options)
+
+    def _configure(self, **changes: object) -> Self:
+        self._config = changed_config(self._config, changes)
+        self._prepared.clear()
+        return self
+
+    def node(
+        self, node_id: str, *, input: type[BaseModel], output: type[BaseModel]
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Return a decorator that makes a function a node and registers its contract.
+
+        Args:
+            node_id: the node's id.
+            input: the model that it takes.
+            output: the model that it gives.
+
+        Raises:
+            ConfigError: a type is no model, or the id is registered with other types.
+        """
+        contract = make_contract(node_id, input, output)
+        self._registry.register(contract)
+        return lambda function: mark(function, contract, PLAIN_SETTINGS)
+
+    # -- running ---------------------------------------------------------------------------
+
+    async def run(
+        self,
+        nodes: Sequence[NodeLike] | Pipeline,
+        initial_state: BaseModel | Mapping[str, object] | None = None,
+        *,
+        run_id: str | None = None,
+        resume: bool | None = None,
+        resume_from: str | None = None,
+        restart: bool | None = None,
+    ) -> ExecutionResult:
+        """Run nodes one after the other, from where the run was left.
+
+        A run id that the caller gives is an idempotency key: the run is started, continued,
+        or its recorded result returned, and what is recorded is not bought again.
+
+        Args:
+            nodes: functions, `parallel` and `fan_out`, or a `Pipeline`.
+            initial_state: what the first node takes; not needed to continue a run.
+            run_id: the id; a new one if neither this nor the configuration gives one.
+            resume: the run must exist.
+            resume_from: go on at this node, and buy again what is recorded from there on.
+            restart: forget what is recorded under this id, and buy everything again.
+
+        Returns:
+            How it went; whatever a node raises is in there.
+
+        Raises:
+            ConfigError: wrong use, found before anything runs.
+            ResumeError: the run cannot be continued as asked.
+            RunLocked: another worker owns the run.
+            StaleOwner: another worker took the run over meanwhile.
+            StoreUnusable: the store cannot be used as it is.
+            asyncio.CancelledError: the caller was cancelled; what was finished is recorded.
+        """
+        config = self._config
+        wanted = _identity(config, run_id, resume, resume_from, restart)
+        prepared = self._prepare(nodes, initial_state)
+        plan = prepared.plan
+        trace = ExecutionTrace(wanted.run_id, config.trace)
+        try:
+            state = _first_state(plan, initial_state)
+        except ContractViolation as exc:
+            return await refused_input(wanted.run_id, exc, trace, prepared.around.hooks)
+        request = wanted._replace(state=state)
+        check_resume_from(request, plan)
+        try:
+            journal = await _open_journal(self._manager, prepared.settings, plan, request)
+        except (StoreUnavailable, OutcomeUnknown) as exc:
+            reason = f"nothing was run: {exc}"
+            return ExecutionResult(
+                request.run_id, RunStatus.PARTIAL, None, trace, reason, exc
+            )
+        ledger = Ledger(
+            config.budget,
+            prepared.pricers,
+            fallbacks=config.model_fallbacks,
+            on_unknown_price=config.on_unknown_price,
+        )
+        return await RunDriver(plan, journal, ledger, trace, prepared.around).drive(state)
+
+    def run_sync(
+        self,
+        nodes: Sequence[NodeLike] | Pipeline,
+        initial_state: BaseModel | Mapping[str, object] | None = None,
+        *,
+        run_id: str | None = None,
+        resume: bool | None = None,
+        resume_from: str | None = None,
+        restart: bool | None = None,
+    ) -> ExecutionResult:
+        """Run nodes from code that is not async; see `run`.
+
+        Raises:
+            ConfigError: called from a running event loop, where `await runner.run(…)` is right.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigError("run_sync() was called inside an event loop: use await runner.run()")
+        return asyncio.run(
+            self.run(
+                nodes,
+                initial_state,
+                run_id=run_id,
+                resume=resume,
+                resume_from=resume_from,
+                restart=restart,
+            )
+        )
+
+    async def aclose(self) -> None:
+        """Close the stores that the runner opened itself."""
+        while self._opened:
+            await self._opened.pop().aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- preparing -------------------------------------------------------------------------
+
+    def _prepare(
+        self, nodes: Sequence[NodeLike] | Pipeline, initial_state: object
+    ) -> _Prepared:
+        """Return the plan and what goes with it, made once for equal calls."""
+        initial = type(initial_state) if isinstance(initial_state, BaseModel) else None
+        key: tuple[object, ...] = (
+            nodes if isinstance(nodes, Pipeline) else _as_tuple(nodes),
+            initial,
+            self._registry.revision,
+            plugins.active_names(self._config.disabled_plugins),
+        )
+        try:
+            found = self._prepared.get(key)
+        except TypeError:  # a node that cannot be hashed is none, which compiling says
+            found = None
+        if found is None:
+            found = self._compile(nodes, initial)
+            if len(self._prepared) >= _MAX_PLANS:
+                self._prepared.clear()
+            self._prepared[key] = found
+        return found
+
+    def _compile(
+        self, nodes: Sequence[NodeLike] | Pipeline, initial: type[BaseModel] | None
+    ) -> _Prepared:
+        check_runnable(self._config)
+        plan = compile_plan(nodes, self._registry, initial)
+        self._apply_node_options(plan, self._config)
+        return self._surround(plan, self._config)
+
+    def _surround(self, plan: Plan, config: RunConfig) -> _Prepared:
+        disabled = config.disabled_plugins
+        classifiers = (*config.classifiers, *(c for _, c in plugins.active_classifiers(disabled)))
+        budget = config.budget.model_dump(exclude_none=True)
+        settings = JournalSettings(
+            config.clock,
+            config.random,
+            config.save_policy,
+            config.lease_seconds,
+            config.tags,
+            {name: str(limit) for name, limit in budget.items()},
+            plugins.active_names(disabled),
+        )
+        surroundings = Surroundings(
+            config.clock,
+            config.random,
+            classifiers,
+            HookSet((*config.hooks, *plugins.active_hooks(disabled))),
+            self._context,
+            config.model_fallbacks,
+        )
+        pricers = (*config.pricers, *plugins.active_pricers(disabled), BUILT_IN_PRICES)
+        return _Prepared(plan, settings, surroundings, pricers)
+
+    def _apply_node_options(self, plan: Plan, config: RunConfig) -> None:
+        """Give each function of a new plan its policies and its timeout.
+
+        Raises:
+            ConfigError: an option is for a node that neither the plan nor the registry knows.
+        """
+        known = {leaf.id for leaf in plan.leaves()}
+        for option in ("node_policies", "node_timeouts"):
+            for node_id in getattr(config, option):
+                if node_id not in known and node_id not in self._registry:
+                    hint = plugins.did_you_mean(node_id, known)
+                    raise ConfigError(
+                        f"{option} names {node_id!r}, which is no node that runs code{hint}; "
+                        f"there are {', '.join(sorted(known))}"
+                    )
+        for leaf in plan.leaves():
+            own = (config.node_policies.get(leaf.id), leaf.settings.policies)
+            leaf.policies = (*(p for p in own if p is not None), config.policy_map, _DEFAULTS)
+            timeout_ms = config.node_timeouts.get(leaf.id, leaf.settings.timeout_ms)
+            leaf.timeout_seconds = None if timeout_ms is None else timeout_ms / 1000
+
+
+_DEFAULTS = default_policy_map()
+
+
+def _as_tuple(nodes: object) -> object:
+    is_list = isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes)
+    return tuple(nodes) if is_list else nodes  # type: ignore[arg-type]
+
+
+def _identity(
+    config: RunConfig,
+    run_id: str | None,
+    resume: bool | None,
+    resume_from: str | None,
+    restart: bool | None,
+) -> RunRequest:
+    """Return which run is wanted: arguments win over the configuration.
+
+    Raises:
+        ConfigError: the id cannot be stored, or two wishes contradict each other.
+    """
+    given = config.run_id if run_id is None else check_id(run_id, "run id")
+    request = RunRequest(
+        given or os.urandom(16).hex(),
+        given is not None,
+        None,
+        config.resume if resume is None else resume,
+        config.resume_from if resume_from is None else resume_from,
+        config.restart if restart is None else restart,
+    )
+    if request.restart and (request.resume or request.resume_from is not None):
+        raise ConfigError(
+            "restart forgets what resume and resume_from continue: give one of them"
+        )
+    for name in ("resume", "resume_from", "restart"):
+        if getattr(request, name) and given is None:
+            raise ConfigError(f"{name} needs the run_id of the run that it is about")
+    return request
+
+
+async def _open_journal(
+    manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
+) -> Journal:
+    if manager.keeps_records:
+        return await open_record_journal(manager, settings, plan, request)
+    return await open_plain_journal(manager, settings, plan, request)
+
+
+def _first_state(
+    plan: Plan, given: BaseModel | Mapping[str, object] | None
+) -> BaseModel | None:
+    """Return the initial state as the first node takes it.
+
+    Raises:
+        ConfigError: it is neither a model nor a dict, or it would not come back from a store.
+        ContractViolation: it does not fit.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, BaseModel | Mapping):
+        raise ConfigError(
+            f"the initial state must be a pydantic model or a dict, not {type(given).__name__}"
+        )
+    state = accept_state(plan.takes, given, plan.ids[0], "input")
+    plan.takes.dump(state)
+    return state

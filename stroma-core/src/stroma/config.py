@@ -40,7 +40,7 @@ class SQLiteOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    busy_timeout_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    busy_timeout_seconds: float = Field(default=5.0, ge=0, le=3600)
 
 
 class _MemoryFactory:

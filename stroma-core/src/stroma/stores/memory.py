@@ -132,7 +132,7 @@ class InMemoryStore(SyncPlainMethods):
         with self._lock:
             entry = self._entries.get(request.run_id)
             if entry is None or entry.run is None:
-                return self._create(request, entry)
+                return self._create(request)
             run = entry.current(entry.run)
             if is_closed_book(run, request):
                 return _opened(entry, run, is_claimed=False)
@@ -143,15 +143,12 @@ class InMemoryStore(SyncPlainMethods):
             entry.put(run)
             return _opened(entry, run, is_claimed=True)
 
-    def _create(self, request: OpenRequest, entry: _Entry | None) -> OpenedRun | None:
+    def _create(self, request: OpenRequest) -> OpenedRun | None:
         if request.new is None:
             return None
-        if entry is None:
-            entry = self._entries[request.run_id] = _Entry()
         run = claimed(request.new, request, self._now(), is_new=True)
-        entry.put(run)
-        headers = entry.headers() if entry.records else ()
-        return OpenedRun(run, headers, None, True, True)
+        self._entries.setdefault(request.run_id, _Entry()).put(run)
+        return OpenedRun(run, (), None, True, True)
 
     def inspect(self, run_id: str) -> OpenedRun | None:
         """Return a run without claiming it; see `RecordStore.inspect`."""

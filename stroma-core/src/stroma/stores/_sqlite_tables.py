@@ -1,0 +1,326 @@
+"""The record operations on one SQLite connection. Transactions are the caller's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from stroma.clock import Clock
+from stroma.errors import StoreError
+from stroma.records import (
+    PLAIN_EPOCH,
+    CheckpointRecord,
+    Commit,
+    OpenedRun,
+    OpenRequest,
+    RecordHeader,
+    RecordKey,
+    RunPage,
+    RunQuery,
+    RunRecord,
+    RunUpdate,
+    last_result,
+)
+from stroma.stores._owner_lock import OwnerLock
+from stroma.stores._rules import (
+    already_committed,
+    claimed,
+    cursor_after,
+    cursor_position,
+    is_closed_book,
+    is_held,
+    locked,
+    stale,
+)
+from stroma.stores._sqlite_schema import (
+    HEADER_COLUMNS,
+    RUN_COLUMNS,
+    Row,
+    epochs_text,
+    header_of,
+    record_row,
+    run_of,
+    run_row,
+    storable,
+    usage_row,
+)
+
+
+def _marks(columns: str) -> str:
+    return ", ".join("?" for _ in columns.split(","))
+
+
+_FIND_RUN: Final = (
+    "SELECT " + RUN_COLUMNS + ", input_payload, plan "
+    "FROM runs CROSS JOIN run_documents USING (run_id) WHERE run_id = ?"
+)
+_ADD_RUN: Final = (
+    "INSERT INTO runs (" + RUN_COLUMNS + ") VALUES (" + _marks(RUN_COLUMNS) + ")"  # noqa: S608
+)
+_ADD_DOCUMENTS: Final = "INSERT INTO run_documents (run_id, input_payload, plan) VALUES (?, ?, ?)"
+_CLAIM: Final = (
+    "UPDATE runs SET status = ?, owner = ?, holder = ?, lock = ?, lease_expires_at = ?, "
+    "updated_at = ? WHERE run_id = ?"
+)
+_OWNER: Final = "SELECT owner, holder FROM runs WHERE run_id = ?"
+_EXTEND: Final = "UPDATE runs SET lease_expires_at = ? WHERE run_id = ? AND owner = ?"
+_RELEASE: Final = (
+    "UPDATE runs SET owner = '', holder = '', lock = '', lease_expires_at = 0, updated_at = ? "
+    "WHERE run_id = ? AND owner = ?"
+)
+_UPDATE_RUN: Final = (
+    "UPDATE runs SET updated_at = ?, status = COALESCE(?, status), "
+    "stop_reason = COALESCE(?, stop_reason), epochs = COALESCE(?, epochs), "
+    "version = COALESCE(?, version), input_tokens = COALESCE(?, input_tokens), "
+    "output_tokens = COALESCE(?, output_tokens), cost_usd = COALESCE(?, cost_usd), "
+    "model = COALESCE(?, model), price_source = COALESCE(?, price_source), "
+    "active_ms = COALESCE(?, active_ms), lease_expires_at = COALESCE(?, lease_expires_at), "
+    "owner = COALESCE(?, owner), holder = COALESCE(?, holder), lock = COALESCE(?, lock) "
+    "WHERE run_id = ? AND owner = ?"
+)
+_UPDATE_PLAN: Final = "UPDATE run_documents SET plan = ? WHERE run_id = ?"
+_VALUES: Final = (
+    "INTO records (" + HEADER_COLUMNS + ", payload) VALUES (" + _marks(HEADER_COLUMNS) + ", ?)"
+)
+_ADD_RECORD: Final = (
+    "INSERT " + _VALUES + " ON CONFLICT (run_id, path, kind, attempt, epoch) DO NOTHING"
+)
+_REPLACE_RECORD: Final = "INSERT OR REPLACE " + _VALUES
+_TAKE_BACK: Final = (
+    "DELETE FROM records WHERE run_id = ? AND epoch = ? AND path = ? AND kind = ? AND attempt = ?"
+)
+_COMMIT_ID: Final = (
+    "SELECT commit_id FROM records "
+    "WHERE run_id = ? AND epoch = ? AND path = ? AND kind = ? AND attempt = ?"
+)
+_SELECT_RECORD: Final = "SELECT " + HEADER_COLUMNS + ", payload "
+_FETCH: Final = (
+    _SELECT_RECORD + "FROM records "
+    "WHERE run_id = ? AND epoch = ? AND path = ? AND kind = ? AND attempt = ?"
+)
+_FETCH_NEWEST: Final = (
+    _SELECT_RECORD + "FROM records "
+    "WHERE run_id = ? AND path = ? AND kind = ? AND attempt = ? "
+    "ORDER BY epoch = ? DESC, epoch DESC LIMIT 1"
+)
+_HEADERS: Final = (
+    "SELECT " + HEADER_COLUMNS + " FROM records WHERE run_id = ? AND epoch <> ? ORDER BY seq"  # noqa: S608
+)
+_LIST: Final = (
+    "SELECT " + RUN_COLUMNS + ", input_payload, plan "
+    "FROM runs CROSS JOIN run_documents USING (run_id) WHERE "
+)
+_LIST_IDS: Final = "SELECT run_id FROM runs WHERE "
+_NEWEST_FIRST: Final = " ORDER BY updated_at DESC, run_id LIMIT ?"
+_IS_FREE: Final = " AND NOT (owner <> '' AND lease_expires_at > ?)"
+_DELETE: Final = (
+    "DELETE FROM records WHERE run_id = ?",
+    "DELETE FROM run_documents WHERE run_id = ?",
+    "DELETE FROM runs WHERE run_id = ?",
+)
+
+
+class Tables:
+    """What `RecordStore` asks for, on one connection.
+
+    A refusal leaves the transaction that it is part of as it was.
+
+    Args:
+        connection: to a database that has the tables.
+        clock: what leases and times are measured by.
+        lock: of the store object that claims runs here.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, clock: Clock, lock: OwnerLock) -> None:
+        connection.create_function("has_tag", 2, _has_tag, deterministic=True)
+        self._execute = connection.cursor().execute
+        self._now = clock.now
+        self._lock = lock
+
+    def open_run(self, request: OpenRequest) -> OpenedRun | None:
+        """Claim a run, creating it if the request says how."""
+        row = self._execute(_FIND_RUN, (request.run_id,)).fetchone()
+        if row is None:
+            return self._create(request)
+        run, lock = run_of(row), row[8]
+        if is_closed_book(run, request):
+            return self._opened(run, is_claimed=False)
+        now = self._now()
+        if (
+            run.owner != request.token
+            and is_held(run.owner, run.lease_expires_at, now)
+            and not self._lock.is_dead(lock)
+        ):
+            raise locked(run, now)
+        run = claimed(run, request, now)
+        self._execute(
+            _CLAIM,
+            (
+                run.status.value,
+                run.owner,
+                storable(run.holder),
+                self._lock.hold(),
+                run.lease_expires_at,
+                now,
+                run.run_id,
+            ),
+        )
+        return self._opened(run, is_claimed=True)
+
+    def _create(self, request: OpenRequest) -> OpenedRun | None:
+        if request.new is None:
+            return None
+        run = claimed(request.new, request, self._now(), is_new=True)
+        self._execute(_ADD_RUN, run_row(run, self._lock.hold()))
+        self._execute(_ADD_DOCUMENTS, (run.run_id, run.input_payload, run.plan))
+        return OpenedRun(run, is_new=True)
+
+    def _opened(self, run: RunRecord, *, is_claimed: bool) -> OpenedRun:
+        headers = self._headers(run.run_id)
+        last = last_result(headers)
+        record = None if last is None else self._find(last.key)
+        return OpenedRun(run, headers, record, is_claimed=is_claimed)
+
+    def _headers(self, run_id: str) -> list[RecordHeader]:
+        return [header_of(row) for row in self._execute(_HEADERS, (run_id, PLAIN_EPOCH))]
+
+    def commit(self, commit: Commit) -> StoreError | None:
+        """Write one commit, or return why not."""
+        run_id, token = commit.run_id, commit.token
+        if not token:
+            for record in commit.records:
+                self._execute(_REPLACE_RECORD, record_row(record))
+            return None
+        added: list[RecordHeader] = []
+        refused = self._add(commit.records, added) or self._change_run(commit)
+        if refused is None:
+            return None
+        for header in added:  # nobody has seen them: the transaction goes on
+            self._execute(_TAKE_BACK, header[:5])
+        owner, holder = self._owner(run_id)
+        return refused if owner == token else stale(run_id, holder)
+
+    def _add(
+        self, records: Sequence[CheckpointRecord], added: list[RecordHeader]
+    ) -> StoreError | None:
+        """Add records until one is refused; list those that were not there before."""
+        for record in records:
+            header = record.header
+            if self._execute(_ADD_RECORD, record_row(record)).rowcount == 1:
+                added.append(header)
+            elif self._execute(_COMMIT_ID, header[:5]).fetchone() != (header.commit_id,):
+                return already_committed(header.key)
+        return None
+
+    def _change_run(self, commit: Commit) -> StoreError | None:
+        """Change the run's row, if the token owns the run."""
+        run_id, token, _, update, lease_ms = commit
+        expires_at = self._now() + lease_ms / 1000 if lease_ms else None
+        if update is not None:
+            changed = self._execute(_UPDATE_RUN, self._changes(update, expires_at, run_id, token))
+            is_owner = changed.rowcount == 1
+            if is_owner and update.plan is not None:
+                self._execute(_UPDATE_PLAN, (update.plan, run_id))
+        elif expires_at is not None:
+            is_owner = self._execute(_EXTEND, (expires_at, run_id, token)).rowcount == 1
+        else:
+            is_owner = self._owner(run_id)[0] == token
+        return None if is_owner else stale(run_id, None)
+
+    def _changes(self, update: RunUpdate, expires_at: float | None, run_id: str, token: str) -> Row:
+        return (
+            self._now(),
+            None if update.status is None else update.status.value,
+            None if update.stop_reason is None else storable(update.stop_reason),
+            None if update.epochs is None else epochs_text(update.epochs),
+            update.version,
+            *((None,) * 5 if update.spend is None else usage_row(update.spend)),
+            update.active_ms,
+            *((0.0, "", "", "") if update.release else (expires_at, None, None, None)),
+            run_id,
+            token,
+        )
+
+    def _owner(self, run_id: str) -> tuple[str, str | None]:
+        """Return the token and the holder of a run; the holder is None if there is no run."""
+        row = self._execute(_OWNER, (run_id,)).fetchone()
+        return ("", None) if row is None else (row[0], row[1])
+
+    def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
+        """Extend the leases of those that own."""
+        expires_at = self._now() + lease_ms / 1000
+        return [
+            token != "" and self._execute(_EXTEND, (expires_at, run_id, token)).rowcount == 1
+            for run_id, token in claims
+        ]
+
+    def release(self, run_id: str, token: str) -> None:
+        """Give up a run, if the token owns it."""
+        if token:
+            self._execute(_RELEASE, (self._now(), run_id, token))
+
+    def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> list[CheckpointRecord | None]:
+        """Return the record of each key, or None."""
+        return [self._find(key._replace(run_id=run_id)) for key in keys]
+
+    def _find(self, key: RecordKey) -> CheckpointRecord | None:
+        if key.epoch is None:
+            row = self._execute(_FETCH_NEWEST, (key.run_id, *key[2:], PLAIN_EPOCH)).fetchone()
+        else:
+            row = self._execute(_FETCH, key).fetchone()
+        return None if row is None else CheckpointRecord(header_of(row), row[-1])
+
+    def runs(self, query: RunQuery) -> RunPage:
+        """List runs, the last updated first; equal times by run id."""
+        if query.limit < 1:
+            return RunPage(())
+        where, values = _conditions(query)
+        statement = _LIST + where + _NEWEST_FIRST
+        found = self._execute(statement, (*values, query.limit + 1)).fetchall()
+        page = tuple(run_of(row) for row in found[: query.limit])
+        return RunPage(page, cursor_after(page[-1]) if len(found) > query.limit else "")
+
+    def delete(self, run_id: str) -> None:
+        """Remove the run and all its records."""
+        for statement in _DELETE:
+            self._execute(statement, (run_id,))
+
+    def purge(self, query: RunQuery) -> int:
+        """Remove runs that a query finds and nobody owns, up to its limit."""
+        where, values = _conditions(query)
+        statement = _LIST_IDS + where + _IS_FREE + _NEWEST_FIRST
+        found = self._execute(statement, (*values, self._now(), query.limit)).fetchall()
+        for (run_id,) in found:
+            self.delete(run_id)
+        return len(found)
+
+    def touch(self) -> None:
+        """Write without changing anything, to see whether writing works."""
+        (version,) = self._execute("PRAGMA user_version").fetchone()
+        self._execute(f"PRAGMA user_version = {int(version)}")
+
+
+def _conditions(query: RunQuery) -> tuple[str, Row]:
+    """Return the condition of a query and the values for its marks."""
+    found: list[tuple[str, Row]] = []
+    if query.statuses:
+        marks = ", ".join("?" for _ in query.statuses)
+        found.append((f"status IN ({marks})", tuple(map(str, query.statuses))))
+    if query.pipeline is not None:
+        found.append(("pipeline = ?", (query.pipeline,)))
+    if query.tag is not None:
+        found.append(("has_tag(tags, ?)", (query.tag,)))
+    if query.updated_before is not None:
+        found.append(("updated_at < ?", (query.updated_before,)))
+    if query.cursor:
+        updated_at, run_id = cursor_position(query.cursor)
+        after = "(updated_at < ? OR (updated_at = ? AND run_id > ?))"
+        found.append((after, (updated_at, updated_at, run_id)))
+    where = " AND ".join(condition for condition, _ in found) or "1"
+    return where, tuple(value for _, values in found for value in values)
+
+
+def _has_tag(tags: str, tag: str) -> bool:
+    return tag in json.loads(tags)

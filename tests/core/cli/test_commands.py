@@ -1,0 +1,340 @@
+"""The commands on a store: what they print, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from stroma import InMemoryStore
+from stroma.cli import access, main
+from stroma.cost import NO_USAGE, Usage
+from stroma.records import (
+    CheckpointRecord,
+    Commit,
+    Epoch,
+    OpenRequest,
+    PlanDocument,
+    RecordHeader,
+    RecordKind,
+    RunRecord,
+    RunStatus,
+    RunUpdate,
+    digest_of,
+)
+
+PLAN = PlanDocument(("fetch", "ask", "sum[up]"), {}, {"cost_usd": "1.5"}, ("otel 1.0",))
+USAGE = Usage(1200, 300, Decimal("0.00615"), "gpt-4o", "a list")
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time = time.time() - 40 * 86400
+
+    def now(self) -> float:
+        return self.time
+
+    monotonic = now
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> InMemoryStore:
+    """A store that every invocation finds under "memory:", since memory outlives none."""
+    store = InMemoryStore(clock=clock)
+    monkeypatch.setattr(access, "open_store", lambda spec: store)
+    monkeypatch.setenv("STROMA_STORE", "memory:")
+    monkeypatch.setattr(access, "open_default_store", lambda: store)
+    return store
+
+
+@pytest.fixture
+def stroma(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr("sys.argv", ["stroma", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return Done(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+def record(
+    run_id: str, path: str, kind: RecordKind = "result", attempt: int = 0, epoch: int = 0
+) -> CheckpointRecord:
+    position = -1 if kind == "attempt" else {"fetch": 0, "ask": 1}.get(path, -1)
+    usage = NO_USAGE if path == "fetch" else USAGE
+    header = RecordHeader(
+        run_id, epoch, path, kind, attempt, position, f"{epoch}{path}{kind}{attempt}", path,
+        "m:M", "f", digest_of(b"{}"), usage, 5.0, "", time.time(),
+    )  # fmt: skip
+    return CheckpointRecord(header, b"{}")
+
+
+def add(
+    store: InMemoryStore,
+    run_id: str,
+    status: RunStatus = RunStatus.PARTIAL,
+    *records: CheckpointRecord,
+    epochs: tuple[Epoch, ...] | None = None,
+    is_left_owned: bool = False,
+    **columns: Any,
+) -> None:
+    new = RunRecord(run_id, RunStatus.PENDING, plan=PLAN.to_json(), **columns)
+    store.open_run(OpenRequest(run_id, "token", "worker 7", 60_000_000_000, new))
+    update = RunUpdate(status, "it stopped", epochs, spend=USAGE, release=not is_left_owned)
+    assert store.commit_many([Commit(run_id, "token", records, update)]) == [None]
+
+
+def test_runs_are_listed_the_last_updated_first(
+    store: InMemoryStore, clock: FakeClock, stroma: Command
+) -> None:
+    add(store, "older", pipeline="digest", version="3", tags=("eu",))
+    clock.time += 60
+    add(store, "newer", RunStatus.FAILED)
+
+    done = stroma("runs")
+
+    assert done.code == 0
+    lines = done.out.splitlines()
+    newer, older = (next(x for x in lines if run in x) for run in ("newer", "older"))
+    assert lines.index(newer) < lines.index(older)
+    assert "FAILED" in newer
+    for cell in ("PARTIAL", "digest 3", "eu", "1500", "0.00615", "it stopped"):
+        assert cell in older
+
+
+def test_runs_as_json_and_page_by_page(
+    store: InMemoryStore, clock: FakeClock, stroma: Command
+) -> None:
+    for number in range(3):
+        add(store, f"run {number}")
+        clock.time += 1
+
+    first = stroma("runs", "--limit", "2", "--json").json
+    second = stroma("runs", "--limit", "2", "--json", "--cursor", first["cursor"]).json
+
+    assert [run["run_id"] for run in first["runs"] + second["runs"]] == ["run 2", "run 1", "run 0"]
+    assert second["cursor"] == ""
+    assert first["runs"][0]["spend"]["cost_usd"] == "0.00615"
+    assert first["runs"][0]["lease_expires_at"] is None
+    assert "more: --cursor '" in stroma("runs", "--limit", "2").out
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((), {"a", "b", "c"}),
+        (("--status", "failed"), {"b"}),
+        (("--status", "FAILED", "--status", "completed"), {"b", "c"}),
+        (("--pipeline", "digest"), {"a"}),
+        (("--tag", "eu"), {"b"}),
+    ],
+)
+def test_runs_are_selected(
+    options: tuple[str, ...], found: set[str], store: InMemoryStore, stroma: Command
+) -> None:
+    add(store, "a", pipeline="digest")
+    add(store, "b", RunStatus.FAILED, tags=("eu",))
+    add(store, "c", RunStatus.COMPLETED)
+
+    listed = stroma("runs", "--json", *options).json["runs"]
+
+    assert {run["run_id"] for run in listed} == found
+
+
+def test_no_runs(store: InMemoryStore, stroma: Command) -> None:
+    assert stroma("runs") == Done(0, "no runs\n", "")
+
+
+def test_a_run_is_shown_with_its_records_and_what_they_cost(
+    store: InMemoryStore, stroma: Command
+) -> None:
+    add(
+        store,
+        "r",
+        RunStatus.PARTIAL,
+        record("r", "fetch"),
+        record("r", "ask", "attempt", 1),
+        record("r", "ask"),
+        pipeline="digest",
+    )
+
+    done, shown = stroma("show", "r"), stroma("show", "r", "--json").json
+
+    assert done.code == 0
+    for text in ("PARTIAL", "it stopped", "3000 tokens, 0.01230 USD", "1.5 cost_usd", "otel 1.0"):
+        assert text in done.out
+    assert shown["status"] == "PARTIAL"
+    assert shown["spend"]["cost_usd"] == "0.01230"
+    assert shown["nodes"] == [
+        {"node_id": "fetch", "is_recorded": True},
+        {"node_id": "ask", "is_recorded": True},
+        {"node_id": "sum[up]", "is_recorded": False},
+    ]
+    assert [(r["path"], r["kind"], r["attempt"]) for r in shown["records"]] == [
+        ("fetch", "result", 0),
+        ("ask", "attempt", 1),
+        ("ask", "result", 0),
+    ]
+    assert (shown["owner"], shown["budget"]) == ("", {"cost_usd": "1.5"})
+
+
+def test_showing_a_run_does_not_claim_it(store: InMemoryStore, stroma: Command) -> None:
+    add(store, "r", is_left_owned=True)
+    before = store.inspect("r")
+
+    done = stroma("show", "r")
+
+    assert "worker 7 until" in done.out
+    assert store.inspect("r") == before
+    assert before is not None
+    assert not before.is_claimed
+
+
+def test_a_result_that_a_later_epoch_left_behind_is_not_recorded_any_more(
+    store: InMemoryStore, stroma: Command
+) -> None:
+    epochs = (Epoch(0, 0, False), Epoch(1, 1, True))
+    records = [record("r", "fetch"), record("r", "ask"), record("r", "sum[[up]", epoch=1)]
+    add(store, "r", RunStatus.PARTIAL, *records, epochs=epochs)
+
+    shown = stroma("show", "r", "--json").json
+
+    assert [node["is_recorded"] for node in shown["nodes"]] == [True, False, True]
+
+
+def test_ids_are_data(store: InMemoryStore, stroma: Command) -> None:
+    run_id = "[red]x[/red]\x1b[2J"
+    add(store, run_id)
+
+    for done in (stroma("runs"), stroma("show", run_id), stroma("delete", run_id)):
+        assert done.code == 0
+        assert "[red]x[/red]\\x1b[2J" in done.out
+        assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize("command", ["show", "delete"])
+def test_a_run_that_does_not_exist(command: str, store: InMemoryStore, stroma: Command) -> None:
+    assert stroma(command, "r") == Done(1, "", "error: the store has no run 'r'\n")
+
+
+def test_a_run_is_deleted(store: InMemoryStore, stroma: Command) -> None:
+    add(store, "r")
+    add(store, "other")
+
+    assert stroma("delete", "r") == Done(0, "deleted r\n", "")
+    assert stroma("delete", "other", "--json").json == {"deleted": "other"}
+    assert store.inspect("r") is None
+
+
+def test_an_owned_run_is_deleted_by_force_only(store: InMemoryStore, stroma: Command) -> None:
+    add(store, "r", is_left_owned=True)
+
+    refused = stroma("delete", "r")
+
+    assert refused.code == 1
+    assert "run 'r' is owned by worker 7, for at least" in refused.err
+    assert "--force" in refused.err
+    assert stroma("delete", "r", "--force").code == 0
+    assert store.inspect("r") is None
+
+
+def test_purge_removes_what_is_old_and_free(
+    store: InMemoryStore, clock: FakeClock, stroma: Command
+) -> None:
+    add(store, "old", RunStatus.COMPLETED)
+    add(store, "old failure", RunStatus.FAILED)
+    add(store, "old but owned", RunStatus.RUNNING, is_left_owned=True)
+    clock.time = time.time()
+    add(store, "new", RunStatus.COMPLETED)
+
+    assert stroma("purge", "--older-than", "30d", "--status", "completed").out == "purged 1 run\n"
+    assert stroma("purge", "--older-than", "2w", "--json").json == {"purged": 1}
+    left = {run["run_id"] for run in stroma("runs", "--json").json["runs"]}
+    assert left == {"old but owned", "new"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("runs", "--status", "resumed"), "no run has the status 'resumed'; there are PENDING"),
+        (("purge", "--older-than", "soon"), "'soon' is no duration: write one such as 90s"),
+        (("purge",), "--older-than"),
+        (("runs", "--limit", "0"), "--limit"),
+        (("nope",), "nope"),
+        (("show",), "RUN_ID"),
+    ],
+)
+def test_wrong_use_exits_with_2(
+    arguments: tuple[str, ...], message: str, store: InMemoryStore, stroma: Command
+) -> None:
+    done = stroma(*arguments)
+
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_without_a_store_it_says_where_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stroma: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STROMA_STORE", raising=False)
+
+    done = stroma("runs")
+
+    assert done.code == 2
+    assert "no store: pass --store URL, set STROMA_STORE, or write it into stroma.toml" in done.err
+
+
+def test_passwords_of_the_store_are_masked(stroma: Command) -> None:
+    done = stroma("runs", "--store", "reddis://u:hidden@h")
+
+    assert done.code == 2
+    assert "there is no store 'reddis'" in done.err
+    assert "hidden" not in done.err
+
+
+def test_a_store_that_keeps_states_only_has_no_runs(
+    monkeypatch: pytest.MonkeyPatch, stroma: Command
+) -> None:
+    monkeypatch.setattr(access, "open_store", lambda spec: object())
+
+    done = stroma("runs", "--store", "dir:///x")
+
+    assert (done.code, done.err) == (2, "error: object keeps states only, and no records of runs\n")
+
+
+def test_the_version(stroma: Command) -> None:
+    done = stroma("--version")
+
+    assert done.code == 0
+    assert done.out.startswith("stroma 1.")

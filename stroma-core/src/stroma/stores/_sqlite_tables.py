@@ -169,6 +169,11 @@ class Tables:
         )
         return self._opened(run, is_claimed=True)
 
+    def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run as it is."""
+        row = self._execute(_FIND_RUN, (run_id,)).fetchone()
+        return None if row is None else self._opened(run_of(row), is_claimed=False)
+
     def _create(self, request: OpenRequest) -> OpenedRun | None:
         if request.new is None:
             return None

@@ -114,6 +114,10 @@ class SQLiteStore(AsyncPlainMethods):
         """
         return await self._writer.run(lambda tables: tables.open_run(request), Mode.CLAIM)
 
+    async def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run without claiming it; see `RecordStore.inspect`."""
+        return await self._writer.run(lambda tables: tables.inspect(run_id), Mode.READ)
+
     async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`.
 

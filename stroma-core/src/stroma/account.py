@@ -162,10 +162,23 @@ class RunAccount:
         except StoreError:
             self.unsaved[path] = output
             raise
-        options = self.trace.options
-        preview = options.preview(payload) if options.preview_bytes else ""
-        self.note(
-            "succeeded", step.id, path, attempt, duration_ms, digest[:16], usage, preview=preview
+        self.trace.add(
+            TraceEvent(
+                "succeeded",
+                step.id,
+                path,
+                attempt,
+                self.clock.now(),
+                duration_ms,
+                digest[:16],
+                usage.model,
+                usage.input_tokens + usage.output_tokens,
+                usage.cost_usd,
+                "",
+                "",
+                None,
+                self.trace.options.preview(payload),
+            )
         )
 
     def end(self) -> Stop | UnknownPrice:

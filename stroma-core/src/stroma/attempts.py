@@ -42,6 +42,8 @@ class AttemptLoop:
         self._around = account.around
         self._hooks = account.around.hooks
         self._clock = account.clock
+        self._journal = account.journal
+        self._run_id = account.journal.run_id
         self._is_guarded = not account.ledger.budget.is_unlimited or bool(
             account.around.fallbacks
         )
@@ -66,7 +68,7 @@ class AttemptLoop:
             StoreError: there is one, and the store does not take it.
         """
         value = state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
-        if self._account.journal.is_continued:
+        if self._journal.is_continued:
             mended = await self._refused_output(leaf, path, position)
             if mended is not None:
                 return mended
@@ -75,8 +77,8 @@ class AttemptLoop:
             attempt += 1
             rules = await self._before_attempt(leaf, path) if self._is_guarded else ()
             scope = NodeScope(
-                self._account.journal.run_id,
-                self._account.journal.epoch,
+                self._run_id,
+                self._journal.epoch,
                 leaf.id,
                 index,
                 path,
@@ -92,9 +94,16 @@ class AttemptLoop:
                     await self._hooks.fire("on_node_start", scope.run_id, path, state_dict)
                 began = self._clock.monotonic()
                 try:
-                    raw = await self._call(leaf, value, scope)
-                    output = self._read(leaf, raw, scope)
-                    payload = dump_state(leaf.gives, output, leaf.id)
+                    if leaf.is_bare and not self._has_deadline:
+                        raw = await leaf.call(value)
+                    else:
+                        raw = await self._call(leaf, value, scope)
+                    if type(raw) is tuple:
+                        raw = self._count(leaf, raw, scope)
+                    output = accept_state(leaf.gives, raw, leaf.id, "output")
+                    payload = dump_state(
+                        leaf.gives, output, leaf.id, is_validated=output is not raw
+                    )
                 except asyncio.CancelledError as exc:
                     await self._cut(leaf, scope, began, exc)
                     raise
@@ -170,16 +179,14 @@ class AttemptLoop:
             return await leaf.call(*args)
         return await settled(await in_daemon_thread(partial(leaf.call, *args)))
 
-    def _read(self, leaf: Leaf, raw: object, scope: NodeScope) -> BaseModel:
-        """Return the output as its model, and count the usage that came with it."""
-        if type(raw) is tuple:
-            try:
-                raw, usage = split_output(raw, leaf.id)
-            except ConfigError as exc:
-                raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
-            if usage is not None:
-                scope.add(usage)
-        return accept_state(leaf.gives, raw, leaf.id, "output")
+    def _count(self, leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> object:
+        """Return the output of a tuple, and count the usage that came with it."""
+        try:
+            output, usage = split_output(raw, leaf.id)
+        except ConfigError as exc:
+            raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
+        scope.add(usage)
+        return output
 
     async def _succeeded(
         self,
@@ -190,7 +197,9 @@ class AttemptLoop:
         output: BaseModel,
         payload: bytes,
     ) -> BaseModel:
-        usage = self._account.settle(leaf.id, scope)
+        usage = scope.usage
+        if usage is not NO_USAGE:
+            usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
         await self._account.save(
             leaf, scope.path, position, output, payload, usage, scope.attempt, duration_ms
@@ -230,7 +239,7 @@ class AttemptLoop:
             failure_message=str(exc) or type(exc).__name__,
             retry_delay_seconds=delay,
         )
-        await self._account.journal.attempt(leaf, scope.path, usage, exc, failure_class.value)
+        await self._journal.attempt(leaf, scope.path, usage, exc, failure_class.value)
         await self._hooks.fire("on_node_failure", scope.run_id, scope.path, exc, failure_class)
         if isinstance(exc, BudgetExceeded):
             raise await self._over_budget(exc, leaf, scope.path) from exc
@@ -274,7 +283,7 @@ class AttemptLoop:
         duration_ms = (self._clock.monotonic() - began) * 1000
         self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
         self._account.note("cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage)
-        await uncut(self._account.journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
+        await uncut(self._journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
 
     async def _refused_output(
         self, leaf: Leaf, path: str, position: int
@@ -284,7 +293,7 @@ class AttemptLoop:
         Raises:
             Stopped: it does not fit now either.
         """
-        refused = await self._account.journal.refused_output(leaf, path)
+        refused = await self._journal.refused_output(leaf, path)
         if refused is None:
             return None
         try:
@@ -305,7 +314,7 @@ class AttemptLoop:
             self._budget_reported = True
             self._account.note("budget", leaf.id, path, 0, failure_message=str(exc))
             details = BudgetDetails(
-                self._account.journal.run_id, path, "reached", str(exc), self._account.ledger.spent
+                self._journal.run_id, path, "reached", str(exc), self._account.ledger.spent
             )
             await self._hooks.fire("on_budget", details)
         return Stopped(RunStatus.PARTIAL, str(exc), exc)
@@ -318,7 +327,7 @@ class AttemptLoop:
         told = ", ".join(f"{rule.to} instead of {rule.model}" for rule in rules)
         self._account.note("fallback", leaf.id, path, 0, failure_message=told)
         details = BudgetDetails(
-            self._account.journal.run_id, path, "fallback", told, self._account.ledger.spent, model
+            self._journal.run_id, path, "fallback", told, self._account.ledger.spent, model
         )
         await self._hooks.fire("on_budget", details)
 

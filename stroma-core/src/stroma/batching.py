@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
-from stroma._aio import call_store, finish
+from stroma._aio import finish, settled
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.records import Commit
 
@@ -14,15 +15,24 @@ SAVE_GRACE_SECONDS = 60.0
 """How long a cancelled run waits for the save under way."""
 
 
+CommitMany: TypeAlias = Callable[
+    [Sequence[Commit]], Sequence[StoreError | None] | Awaitable[Sequence[StoreError | None]]
+]
+"""`RecordStore.commit_many` of one store."""
+
+
 class CommitBatcher:
     """The commits of one store in one event loop.
+
+    Args:
+        commit_many: the store's operation.
 
     A commit that finds nothing under way leaves at once; those that arrive meanwhile leave
     together when it has returned.
     """
 
-    def __init__(self, store: object) -> None:
-        self._store = store
+    def __init__(self, commit_many: CommitMany) -> None:
+        self._commit_many = commit_many
         self._waiting: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -39,10 +49,11 @@ class CommitBatcher:
         return await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)
 
     async def _flush(self) -> None:
+        batch: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                outcomes = await self._send([commit for commit, _ in batch])
+                outcomes = await send_commits(self._commit_many, [c for c, _ in batch])
                 for (_, waiter), outcome in zip(batch, outcomes, strict=True):
                     if not waiter.done():
                         waiter.set_result(outcome)
@@ -51,10 +62,6 @@ class CommitBatcher:
             raise
         finally:
             self._flusher = None
-
-    async def _send(self, commits: Sequence[Commit]) -> Sequence[StoreError | None]:
-        error = await send_commits(self._store, commits)
-        return [error] * len(commits) if isinstance(error, StoreError) else error
 
     def _give_up(self, batch: list[tuple[Commit, asyncio.Future[StoreError | None]]]) -> None:
         """Answer those that wait when the loop ends under them."""
@@ -65,19 +72,18 @@ class CommitBatcher:
 
 
 async def send_commits(
-    store: object, commits: Sequence[Commit]
-) -> Sequence[StoreError | None] | StoreError:
-    """Return the outcome of each commit, or the one error that the store raised for all.
+    commit_many: CommitMany, commits: Sequence[Commit]
+) -> Sequence[StoreError | None]:
+    """Return the outcome of each commit; what the store raises is the outcome of all.
 
     A store that lets its driver's exception through is taken to be unavailable.
     """
     try:
-        outcomes = await call_store(store, "commit_many", commits)
+        outcomes = commit_many(commits)
+        return outcomes if isinstance(outcomes, list | tuple) else await settled(outcomes)
     except StoreError as exc:
-        return exc
+        return [exc] * len(commits)
     except Exception as exc:
-        error = StoreUnavailable(f"{type(store).__name__} failed in commit_many: {exc}")
+        error = StoreUnavailable(f"the store failed in commit_many: {type(exc).__name__}: {exc}")
         error.__cause__ = exc
-        return error
-    assert isinstance(outcomes, Sequence)
-    return outcomes
+        return [error] * len(commits)

@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from stroma._aio import call_store, settled
-from stroma.batching import CommitBatcher
+from stroma.batching import CommitBatcher, CommitMany
 from stroma.cost import NO_USAGE
 from stroma.errors import ConfigError, RecordTooLarge, SchemaMismatch, StoreError
 from stroma.ids import check_id
@@ -401,11 +401,21 @@ class AsyncRecordStore(Protocol):
         ...
 
 
+def _durability(store: object) -> Durability | None:
+    capabilities = getattr(store, "capabilities", None)
+    return capabilities.durability if isinstance(capabilities, Capabilities) else None
+
+
 class CheckpointManager:
     """A store of either level, sync or async, behind one async interface.
 
     Args:
         store: anything with `save`, `load` and `delete`.
+
+    Attributes:
+        store: the store.
+        keeps_records: it is a level 1 store.
+        is_in_memory: nothing of a save can be lost that would outlive the process.
 
     Raises:
         ConfigError: it lacks one of them.
@@ -418,10 +428,19 @@ class CheckpointManager:
                 f"{type(store).__name__} is no checkpoint store: it has no {', '.join(missing)}"
             )
         self.store = store
+        self.keeps_records = is_record_store(store)
+        self.is_in_memory = _durability(store) is Durability.MEMORY
         self._is_set_up = False
         self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
             weakref.WeakKeyDictionary()
         )
+
+    @property
+    def commit_many(self) -> CommitMany:
+        """The store's operation of that name; in a thread if the store asks for one."""
+        if getattr(self.store, "run_in_thread", False):
+            return lambda commits: call_store(self.store, "commit_many", commits)  # type: ignore
+        return self.store.commit_many  # type: ignore[attr-defined, no-any-return]
 
     def batcher(self) -> CommitBatcher | None:
         """Return what groups commits in the running loop; None where grouping gains nothing."""
@@ -430,19 +449,8 @@ class CheckpointManager:
         loop = asyncio.get_running_loop()
         found = self._batchers.get(loop)
         if found is None:
-            found = self._batchers[loop] = CommitBatcher(self.store)
+            found = self._batchers[loop] = CommitBatcher(self.commit_many)
         return found
-
-    @property
-    def keeps_records(self) -> bool:
-        """Whether the store is a level 1 one."""
-        return is_record_store(self.store)
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether nothing of a save can be lost that would outlive the process."""
-        capabilities = getattr(self.store, "capabilities", None)
-        return getattr(capabilities, "durability", None) is Durability.MEMORY
 
     async def setup(self) -> None:
         """Have a level 1 store create what it needs, once."""

@@ -40,6 +40,7 @@ class RunRequest(NamedTuple):
         run_id: given by the caller, or made for this start.
         is_given: the caller gave it.
         state: the initial state, or None.
+        payload: its JSON.
         resume: the run must exist.
         resume_from: go on at this node, buying again what is recorded from there on.
         restart: forget what is recorded.
@@ -51,6 +52,7 @@ class RunRequest(NamedTuple):
     resume: bool = False
     resume_from: str | None = None
     restart: bool = False
+    payload: bytes = b""
 
     @property
     def must_exist(self) -> bool:

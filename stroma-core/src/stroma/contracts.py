@@ -112,7 +112,7 @@ def accept_state(
     """
     if type(raw) is codec.schema:
         return raw
-    if isinstance(raw, codec.schema):
+    if type(raw) is not dict and isinstance(raw, codec.schema):
         lost = type(raw).model_fields.keys() - codec.schema.model_fields.keys()
         if lost:
             problems = [
@@ -127,14 +127,16 @@ def accept_state(
         raise ContractViolation(node_id, direction, describe(exc), raw) from exc
 
 
-def dump_state(codec: StateCodec[BaseModel], state: BaseModel, node_id: str) -> bytes:
-    """Return an output's JSON, for the record.
+def dump_state(
+    codec: StateCodec[BaseModel], state: BaseModel, node_id: str, *, is_validated: bool = False
+) -> bytes:
+    """Return an output's JSON, for the record; see `StateCodec.dump`.
 
     Raises:
         ContractViolation: it would not come back from a store as it is.
     """
     try:
-        return codec.dump(state)
+        return codec.dump(state, is_validated=is_validated)
     except StateNotStorable as exc:
         raise ContractViolation(node_id, "output", [str(exc)], state) from exc
 

@@ -38,7 +38,10 @@ class Execution:
         for step in self._plan.steps[:position]:
             self._account.skip(step.id, step.path)
         for step in self._plan.steps[position:]:
-            state = await self._step(step, state, (), position)
+            if type(step) is Leaf:
+                state = await self._attempts(step, state, (), step.path, position)
+            else:
+                state = await self._step(step, state, (), position)
             self._account.state = state
             position += 1
         return state

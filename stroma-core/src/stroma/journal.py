@@ -44,8 +44,7 @@ class JournalSettings:
         save_policy: how often and after what delay a failed save is tried again.
         lease_seconds: how long a claim holds without a commit.
         tags: the caller's words for listing.
-        budget: the limits, as text by name.
-        plugins: the installed plugins that are active, as "name version".
+        document: what is to run, as `PlanDocument` JSON.
     """
 
     clock: Clock
@@ -53,8 +52,7 @@ class JournalSettings:
     save_policy: FailurePolicy
     lease_seconds: float
     tags: tuple[str, ...] = ()
-    budget: Mapping[str, str] | None = None
-    plugins: tuple[str, ...] = ()
+    document: bytes = b"{}"
 
 
 class Journal(Protocol):

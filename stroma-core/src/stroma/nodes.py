@@ -266,14 +266,12 @@ def _annotated_types(
     return takes or hints.get(first), gives or given
 
 
-def split_output(raw: object, node_id: str) -> tuple[object, Usage | None]:
-    """Return what a node returned as (output, usage or None).
+def split_output(raw: tuple[object, ...], node_id: str) -> tuple[object, Usage]:
+    """Return the output and the usage in a tuple that a node returned.
 
     Raises:
-        ConfigError: it is a tuple, and not one of those that a node may return.
+        ConfigError: it is not one of those that a node may return.
     """
-    if type(raw) is not tuple:
-        return raw, None
     match raw:
         case (output, tokens):
             return output, usage_of(tokens, 0, "")

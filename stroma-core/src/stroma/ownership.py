@@ -31,11 +31,11 @@ def new_claim(run_id: str, lease_seconds: float) -> Claim:
     return Claim(run_id, unique_id(), int(lease_seconds * 1000))
 
 
+@functools.cache
 def describe_worker() -> str:
     """Return what people are told about this worker: "process 4711 on host"."""
-    return f"process {os.getpid()} on {_host()}"
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-@functools.cache
-def _host() -> str:
-    return socket.gethostname()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=describe_worker.cache_clear)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -100,6 +100,7 @@ class Leaf:
         is_async: it runs in the loop, not in a thread.
         policies: retry policies in the order in which they are looked up.
         timeout_seconds: for one attempt, or None.
+        is_bare: calling it is just awaiting it: no thread, no context, no timeout.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Leaf:
     is_async: bool
     policies: tuple[PolicyMap, ...] = ()
     timeout_seconds: float | None = None
+    is_bare: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -197,7 +199,6 @@ class Plan:
     by_id: dict[str, Step]
     top: dict[str, int]
     upcasters: Mapping[str, Upcaster]
-    _documents: dict[tuple[object, ...], bytes] = field(default_factory=dict)
 
     @property
     def takes(self) -> Codec:
@@ -217,11 +218,7 @@ class Plan:
 
     def document(self, budget: Mapping[str, str], plugins: tuple[str, ...]) -> bytes:
         """Return what is to run, as JSON for the run record."""
-        key = (tuple(budget.items()), plugins)
-        if key not in self._documents:
-            document = PlanDocument(self.ids, self.forms(), dict(budget), plugins)
-            self._documents[key] = document.to_json()
-        return self._documents[key]
+        return PlanDocument(self.ids, self.forms(), dict(budget), plugins).to_json()
 
 
 def compile_plan(

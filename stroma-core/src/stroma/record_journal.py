@@ -74,8 +74,10 @@ class RecordJournal:
         self.is_continued = found is not None
         self.is_complete = not opened.is_claimed
         self._store = manager.store
+        self._commit_many = manager.commit_many
         self._batcher: CommitBatcher | None = manager.batcher()
         self._settings = settings
+        self._clock = settings.clock
         self._plan = plan
         self._claim = claim
         self._run = opened.run
@@ -246,9 +248,8 @@ class RecordJournal:
         digest: str,
         usage: Usage,
     ) -> RecordHeader:
-        clock = self._settings.clock
         since = self._since
-        self._since = clock.monotonic()
+        self._since = self._clock.monotonic()
         return RecordHeader(
             self.run_id,
             self.epoch,
@@ -264,7 +265,7 @@ class RecordJournal:
             usage,
             (self._since - since) * 1000,
             "",
-            clock.now(),
+            self._clock.now(),
         )
 
     def _take_pending(self) -> tuple[CheckpointRecord, ...]:
@@ -280,15 +281,17 @@ class RecordJournal:
             update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
         claim = self._claim
         commit = Commit(claim.run_id, claim.token, records, update, claim.lease_ms)
-        failed = await self._send(commit)
+        if self._batcher is None:
+            (failed,) = await send_commits(self._commit_many, (commit,))
+        else:
+            failed = await self._batcher.commit(commit)
         if failed is not None:
             await persist(lambda: self._send(commit), failed, self._settings)
 
     async def _send(self, commit: Commit) -> StoreError | None:
         if self._batcher is not None:
             return await self._batcher.commit(commit)
-        outcomes = await send_commits(self._store, (commit,))
-        return outcomes if isinstance(outcomes, StoreError) else outcomes[0]
+        return (await send_commits(self._commit_many, (commit,)))[0]
 
 
 def _tolerant(raw: object) -> object:
@@ -309,8 +312,7 @@ async def open_record_journal(
     """
     await manager.setup()
     claim = new_claim(request.run_id, settings.lease_seconds)
-    document = plan.document(settings.budget or {}, settings.plugins)
-    new = None if request.must_exist else _new_run(request, plan, document, settings)
+    new = None if request.must_exist else _new_run(request, plan, settings)
     reopen = request.restart or request.resume_from is not None
     opened = await _open(manager, claim, new, reopen)
     if opened is None:
@@ -326,7 +328,7 @@ async def open_record_journal(
             opened = again
             found = continue_run(opened, plan, request)
         journal = RecordJournal(manager, settings, plan, claim, opened, found)
-        merged = _merged_plan(opened.run.plan, document)
+        merged = _merged_plan(opened.run.plan, settings.document)
         if opened.is_claimed and merged != opened.run.plan:
             journal.go_on_with(merged)
         if found.new_epoch is not None:
@@ -338,10 +340,7 @@ async def open_record_journal(
     return journal
 
 
-def _new_run(
-    request: RunRequest, plan: Plan, document: bytes, settings: JournalSettings
-) -> RunRecord:
-    assert request.state is not None
+def _new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRecord:
     now = settings.clock.now()
     return RunRecord(
         request.run_id,
@@ -349,9 +348,9 @@ def _new_run(
         pipeline=plan.name,
         version=plan.version,
         tags=settings.tags,
-        input_payload=plan.takes.dump(request.state),
+        input_payload=request.payload,
         input_fingerprint=plan.takes.fingerprint,
-        plan=document,
+        plan=settings.document,
         created_at=now,
         updated_at=now,
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import count
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from stroma.cost import NO_USAGE, Usage
 from stroma.errors import RecordCorrupt
@@ -207,14 +207,26 @@ class RunUpdate(NamedTuple):
 
     def apply(self, run: RunRecord, now: float) -> RunRecord:
         """Return the run record with these changes."""
-        changed: dict[str, Any] = {
-            name: value
-            for name, value in zip(self._fields[:-1], self[:-1], strict=True)
-            if value is not None
-        }
-        if self.release:
-            changed.update(owner="", holder="", lease_expires_at=0.0)
-        return run._replace(updated_at=now, **changed)
+        return RunRecord(
+            run.run_id,
+            run.status if self.status is None else self.status,
+            run.stop_reason if self.stop_reason is None else self.stop_reason,
+            run.pipeline,
+            run.version if self.version is None else self.version,
+            run.tags,
+            "" if self.release else run.owner,
+            "" if self.release else run.holder,
+            0.0 if self.release else run.lease_expires_at,
+            run.epochs if self.epochs is None else self.epochs,
+            run.input_payload,
+            run.input_fingerprint,
+            run.plan if self.plan is None else self.plan,
+            run.spend if self.spend is None else self.spend,
+            run.active_ms if self.active_ms is None else self.active_ms,
+            run.trace_parent,
+            run.created_at,
+            now,
+        )
 
 
 class Commit(NamedTuple):

@@ -307,11 +307,12 @@ class StromaRunner:
         plan = prepared.plan
         trace = ExecutionTrace(wanted.run_id, config.trace)
         try:
-            state = _first_state(plan, initial_state)
+            state, payload = _first_state(plan, initial_state)
         except ContractViolation as exc:
             return await refused_input(wanted.run_id, exc, trace, prepared.around.hooks)
-        request = wanted._replace(state=state)
-        check_resume_from(request, plan)
+        request = wanted._replace(state=state, payload=payload)
+        if request.resume_from is not None:
+            check_resume_from(request, plan)
         try:
             journal = await _open_journal(self._manager, prepared.settings, plan, request)
         except (StoreUnavailable, OutcomeUnknown) as exc:
@@ -417,8 +418,10 @@ class StromaRunner:
             config.save_policy,
             config.lease_seconds,
             config.tags,
-            {name: str(limit) for name, limit in budget.items()},
-            plugins.active_names(disabled),
+            plan.document(
+                {name: str(limit) for name, limit in budget.items()},
+                plugins.active_names(disabled),
+            ),
         )
         surroundings = Surroundings(
             config.clock,
@@ -451,12 +454,15 @@ class StromaRunner:
             leaf.policies = (*(p for p in own if p is not None), config.policy_map, _DEFAULTS)
             timeout_ms = config.node_timeouts.get(leaf.id, leaf.settings.timeout_ms)
             leaf.timeout_seconds = None if timeout_ms is None else timeout_ms / 1000
+            leaf.is_bare = leaf.is_async and not leaf.wants_context and timeout_ms is None
 
 
 _DEFAULTS = default_policy_map()
 
 
 def _as_tuple(nodes: object) -> object:
+    if type(nodes) is list:
+        return tuple(nodes)
     is_list = isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes)
     return tuple(nodes) if is_list else nodes  # type: ignore[arg-type]
 
@@ -486,8 +492,8 @@ def _identity(
         raise ConfigError(
             "restart forgets what resume and resume_from continue: give one of them"
         )
-    for name in ("resume", "resume_from", "restart"):
-        if getattr(request, name) and given is None:
+    for name in ("resume", "resume_from", "restart") if given is None else ():
+        if getattr(request, name):
             raise ConfigError(f"{name} needs the run_id of the run that it is about")
     return request
 
@@ -502,19 +508,18 @@ async def _open_journal(
 
 def _first_state(
     plan: Plan, given: BaseModel | Mapping[str, object] | None
-) -> BaseModel | None:
-    """Return the initial state as the first node takes it.
+) -> tuple[BaseModel | None, bytes]:
+    """Return the initial state as the first node takes it, and its JSON.
 
     Raises:
         ConfigError: it is neither a model nor a dict, or it would not come back from a store.
         ContractViolation: it does not fit.
     """
     if given is None:
-        return None
+        return None, b""
     if not isinstance(given, BaseModel | Mapping):
         raise ConfigError(
             f"the initial state must be a pydantic model or a dict, not {type(given).__name__}"
         )
     state = accept_state(plan.takes, given, plan.ids[0], "input")
-    plan.takes.dump(state)
-    return state
+    return state, plan.takes.dump(state, is_validated=state is not given)

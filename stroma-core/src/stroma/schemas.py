@@ -339,24 +339,31 @@ class StateCodec(Generic[M]):
         """
         if type(raw) is self.schema:
             return raw
-        if isinstance(raw, BaseModel):
-            source = codec_of(type(raw))
-            raw = source.fields(raw)
-        return cast(M, self._validate_python(raw, by_alias=True, by_name=True))
+        if type(raw) is not dict and isinstance(raw, BaseModel):
+            raw = codec_of(type(raw)).fields(raw)
+        accepted: M = self._validate_python(raw, by_alias=True, by_name=True)
+        return accepted
 
     def fields(self, state: M) -> dict[str, Any]:
         """Return the state as a dict by field name, nested models as dicts too."""
         return cast("dict[str, Any]", self._to_python(state, round_trip=True, by_alias=False))
 
-    def dump(self, state: M) -> bytes:
+    def dump(self, state: M, *, is_validated: bool = False) -> bytes:
         """Return the state as JSON.
+
+        Args:
+            state: an instance of the schema.
+            is_validated: it was made by `accept` just now, so that its fields hold what they
+                say. One that a caller made may have been changed since, which is looked for.
 
         Raises:
             StateNotStorable: it would not come back as it is; the error names the fields.
         """
         try:
+            # the word costs pydantic-core as much as all the rest
+            warnings: Any = False if is_validated else "error"
             payload: bytes = self._to_json(
-                state, round_trip=True, by_alias=False, warnings="error"
+                state, round_trip=True, by_alias=False, warnings=warnings
             )
         except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError) as exc:
             raise StateNotStorable(f"{self.ref}: {_first_line(exc)}") from exc
@@ -370,7 +377,8 @@ class StateCodec(Generic[M]):
         Raises:
             pydantic.ValidationError: the payload does not fit the schema.
         """
-        return cast(M, self._validate_json(payload, by_alias=False, by_name=True))
+        loaded: M = self._validate_json(payload, by_alias=False, by_name=True)
+        return loaded
 
     def _read_back(self, state: M, payload: bytes) -> None:
         try:

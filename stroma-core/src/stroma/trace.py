@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 EventKind: TypeAlias = Literal["succeeded", "failed", "skipped", "budget", "fallback", "cancelled"]
 
 _FIXED_BYTES = 400
-"""What an event takes without its texts, roughly; for the bound in bytes."""
+"""What an event takes, ids included, without its texts, roughly; for the bound in bytes."""
 
 
 class TraceEvent(NamedTuple):
@@ -125,18 +125,19 @@ class ExecutionTrace:
         self.run_id = run_id
         self.options = options or TraceOptions()
         self.dropped = 0
+        self._max_events = self.options.max_events
+        self._max_bytes = self.options.max_bytes
         self._events: deque[TraceEvent] = deque()
         self._bytes = 0
 
     def add(self, event: TraceEvent) -> None:
         """Append an event, dropping the oldest ones when the trace is full."""
-        self._events.append(event)
-        self._bytes += _size(event)
-        options = self.options
-        while self._events and (
-            len(self._events) > options.max_events or self._bytes > options.max_bytes
-        ):
-            self._bytes -= _size(self._events.popleft())
+        events = self._events
+        events.append(event)
+        self._bytes += _FIXED_BYTES + len(event.failure_message) + len(event.preview)
+        while len(events) > self._max_events or self._bytes > self._max_bytes:
+            dropped = events.popleft()
+            self._bytes -= _FIXED_BYTES + len(dropped.failure_message) + len(dropped.preview)
             self.dropped += 1
 
     @property
@@ -194,10 +195,6 @@ class ExecutionTrace:
             for path in dict.fromkeys([*mine, *theirs])
             if mine.get(path) != theirs.get(path)
         ]
-
-
-def _size(event: TraceEvent) -> int:
-    return _FIXED_BYTES + len(event.path) + len(event.failure_message) + len(event.preview)
 
 
 def _summary(trace: ExecutionTrace) -> dict[str, str]:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from stroma import plugins
 from stroma.errors import ConfigError, PluginError, StromaError
-from stroma.registry import NAME_PATTERN, StoreRegistration
+from stroma.registry import BUILT_IN_STORES, NAME_PATTERN, StoreRegistration
 from stroma.schemas import describe
 
 ENVIRONMENT_VARIABLE: Final = "STROMA_STORE"
@@ -21,65 +20,6 @@ OWN_FILE: Final = "stroma.toml"
 SHARED_FILE: Final = "pyproject.toml"
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
-
-
-class MemoryOptions(BaseModel):
-    """Options of the store "memory": there are none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SQLiteOptions(BaseModel):
-    """Options of the store "sqlite".
-
-    Attributes:
-        path: the database file; it is created when it does not exist.
-        busy_timeout_seconds: how long to wait for another process that is writing.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: Path
-    busy_timeout_seconds: float = Field(default=5.0, ge=0, le=3600)
-
-
-class _MemoryFactory:
-    options = MemoryOptions
-
-    def from_url(self, url: str) -> Mapping[str, object]:
-        if url.partition(":")[2] not in {"", "//"}:
-            raise ValueError("nothing comes after the colon: a memory store has no name")
-        return {}
-
-    def open(self, options: MemoryOptions) -> object:
-        from stroma.stores.memory import AsyncInMemoryStore
-
-        return AsyncInMemoryStore()
-
-
-class _SQLiteFactory:
-    options = SQLiteOptions
-
-    def from_url(self, url: str) -> Mapping[str, object]:
-        parts = urlsplit(url)
-        path = unquote(parts.path.removeprefix("/"))
-        if parts.netloc or not url[len("sqlite:") :].startswith("///") or not path:
-            raise ValueError(
-                "three slashes come before a relative path, as in sqlite:///runs.db, and four "
-                "before an absolute one, as in sqlite:////var/lib/runs.db"
-            )
-        return {**dict(parse_qsl(parts.query, keep_blank_values=True)), "path": path}
-
-    def open(self, options: SQLiteOptions) -> object:
-        from stroma.stores.sqlite import SQLiteStore
-
-        return SQLiteStore(options.path, busy_timeout_seconds=options.busy_timeout_seconds)
-
-
-_BUILT_IN: Final = {
-    "memory": StoreRegistration("memory", _MemoryFactory(), ("memory",)),
-    "sqlite": StoreRegistration("sqlite", _SQLiteFactory(), ("sqlite",)),
-}
 
 
 class StoreChoice(NamedTuple):
@@ -133,9 +73,9 @@ def _look_up(spec: str) -> tuple[StoreRegistration, Mapping[str, object]]:
     if url is None:
         if not NAME_PATTERN.fullmatch(spec):
             raise ConfigError(_path_hint(spec))
-        return _BUILT_IN.get(spec) or plugins.store_factory(spec), {}
+        return _built_in(spec) or plugins.store_factory(spec), {}
     scheme = url["scheme"].lower()
-    registration = _BUILT_IN.get(scheme) or plugins.store_for_scheme(scheme)
+    registration = _built_in(scheme) or plugins.store_for_scheme(scheme)
     spec = scheme + spec[len(scheme) :]
     try:
         return registration, dict(registration.factory.from_url(spec))
@@ -145,6 +85,15 @@ def _look_up(spec: str) -> tuple[StoreRegistration, Mapping[str, object]]:
         raise ConfigError(
             f"store URL {mask_passwords(spec)!r}: {mask_passwords(str(exc))}"
         ) from _without_secrets(exc)
+
+
+def _built_in(word: str) -> StoreRegistration | None:
+    if word not in BUILT_IN_STORES:
+        return None
+    # Their models of options are not made by `import stroma`, which most programs do for less.
+    from stroma._built_in_stores import REGISTRATIONS
+
+    return REGISTRATIONS[word]
 
 
 def _path_hint(path: str | bytes) -> str:

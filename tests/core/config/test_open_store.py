@@ -13,6 +13,7 @@ from stroma import AsyncInMemoryStore, InMemoryStore, SQLiteStore, plugins
 from stroma.config import mask_passwords, open_store
 from stroma.errors import ConfigError, MissingPlugin, PluginError, StoreUnavailable
 from stroma.plugins import PluginSet
+from stroma.registry import BUILT_IN_STORES
 from tests.core.plugins.fakes import Registering, plugin_set
 
 SECRET = "s3cr/t@x"
@@ -255,3 +256,11 @@ def test_unknown_names_list_what_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(plugins, "_installed", PluginSet())
     with pytest.raises(MissingPlugin, match=r"./stroma-postgres"):
         open_store("postgresql://localhost/app")
+
+
+def test_the_built_in_backends_are_the_reserved_names() -> None:
+    from stroma._built_in_stores import REGISTRATIONS
+
+    assert tuple(REGISTRATIONS) == BUILT_IN_STORES
+    for name, registration in REGISTRATIONS.items():
+        assert (registration.name, registration.schemes) == (name, (name,))

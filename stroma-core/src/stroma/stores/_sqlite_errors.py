@@ -13,6 +13,7 @@ from stroma.errors import (
     StoreError,
     StoreUnavailable,
     StoreUnusable,
+    StromaError,
 )
 
 _PRIMARY: Final = 0xFF
@@ -87,16 +88,14 @@ _BY_CODE: Final[dict[int, _Maker]] = {
 }
 
 
-def store_error(exc: Exception, path: Path) -> StoreError:
+def store_error(exc: Exception, path: Path) -> StromaError:
     """Return what an error of the driver means, with the driver's as its cause."""
-    if isinstance(exc, StoreError):
+    if isinstance(exc, StromaError):
         return exc
     detail = f"{getattr(exc, 'sqlite_errorname', type(exc).__name__)}: {exc}"
     make = _BY_CODE.get(error_code(exc) & _PRIMARY)
     if make is not None:
         error = make(path, detail)
-    elif isinstance(exc, sqlite3.DataError | OverflowError):
-        error = _too_big(path, detail)
     elif isinstance(exc, sqlite3.Error):
         error = StoreUnusable(f"{path} is not as a Stroma store should be ({detail})")
     else:
@@ -105,7 +104,19 @@ def store_error(exc: Exception, path: Path) -> StoreError:
     return error
 
 
-def commit_error(exc: sqlite3.Error, path: Path) -> StoreError:
+UNSTORABLE: Final = (sqlite3.DataError, OverflowError, UnicodeError)
+"""What the driver raises for a value that it cannot pass on, before anything is written."""
+
+
+def unstorable(run_id: str, exc: Exception) -> StoreError:
+    """Return the refusal of a commit that holds such a value."""
+    kind = StoreError if isinstance(exc, UnicodeError) else RecordTooLarge
+    error = kind(f"run {run_id!r}: a record holds a value that SQLite cannot keep: {exc}")
+    error.__cause__ = exc
+    return error
+
+
+def commit_error(exc: sqlite3.Error, path: Path) -> StromaError:
     """Return what an error of COMMIT itself means.
 
     When the sync fails, the commit lies in the log though it is not visible: it comes back if

@@ -34,6 +34,7 @@ from stroma.stores._rules import (
     locked,
     stale,
 )
+from stroma.stores._sqlite_errors import UNSTORABLE, unstorable
 from stroma.stores._sqlite_schema import (
     HEADER_COLUMNS,
     RUN_COLUMNS,
@@ -154,7 +155,8 @@ class Tables:
             and not self._lock.is_dead(lock)
         ):
             raise locked(run, now)
-        run = claimed(run, request, now)
+        opened = self._opened(claimed(run, request, now), is_claimed=True)
+        run = opened.run
         self._execute(
             _CLAIM,
             (
@@ -167,7 +169,7 @@ class Tables:
                 run.run_id,
             ),
         )
-        return self._opened(run, is_claimed=True)
+        return opened
 
     def inspect(self, run_id: str) -> OpenedRun | None:
         """Return a run as it is."""
@@ -195,17 +197,26 @@ class Tables:
         """Write one commit, or return why not."""
         run_id, token = commit.run_id, commit.token
         if not token:
-            for record in commit.records:
-                self._execute(_REPLACE_RECORD, record_row(record))
-            return None
+            return self._replace(commit)
         added: list[RecordHeader] = []
-        refused = self._add(commit.records, added) or self._change_run(commit)
+        try:
+            refused = self._add(commit.records, added) or self._change_run(commit)
+        except UNSTORABLE as exc:
+            refused = unstorable(commit.run_id, exc)
         if refused is None:
             return None
         for header in added:  # nobody has seen them: the transaction goes on
             self._execute(_TAKE_BACK, header[:5])
         owner, holder = self._owner(run_id)
         return refused if owner == token else stale(run_id, holder)
+
+    def _replace(self, commit: Commit) -> StoreError | None:
+        try:
+            for record in commit.records:
+                self._execute(_REPLACE_RECORD, record_row(record))
+        except UNSTORABLE as exc:
+            return unstorable(commit.run_id, exc)
+        return None
 
     def _add(
         self, records: Sequence[CheckpointRecord], added: list[RecordHeader]

@@ -16,7 +16,7 @@ from typing import Final, TypeVar, cast
 
 from stroma._aio import finish
 from stroma.clock import Clock
-from stroma.errors import StoreError, StoreUnusable
+from stroma.errors import StoreUnusable, StromaError
 from stroma.stores._owner_lock import OwnerLock
 from stroma.stores._sqlite_errors import is_lasting, store_error
 from stroma.stores._sqlite_session import Session
@@ -60,7 +60,7 @@ class _Request:
         self.future: asyncio.Future[None] = loop.create_future()
         self.is_done = False
         self.result: object = None
-        self.error: StoreError | None = None
+        self.error: StromaError | None = None
 
     async def outlast(self) -> None:
         """Wait for the end after the future was cancelled with the task that awaited it."""
@@ -286,7 +286,7 @@ class Writer:
         self._guard.release()
 
 
-class _BrokenRequest(Exception):  # noqa: N818
+class _BrokenRequest(Exception):
     """One request failed in a way that its transaction must not outlive."""
 
     def __init__(self, error: Exception) -> None:
@@ -298,7 +298,7 @@ def _apply(requests: list[_Request], tables: Tables) -> None:
     for request in requests:
         try:
             request.result = request.call(tables)
-        except StoreError as exc:  # a refusal, before anything was changed
+        except StromaError as exc:  # a refusal, before anything was changed
             request.error = exc
         except Exception as exc:
             raise _BrokenRequest(exc) from exc

@@ -161,7 +161,9 @@ class InMemoryStore(SyncPlainMethods):
     def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`."""
         with self._lock:
-            return list(map(self._commit, commits))
+            if len(commits) == 1:
+                return [self._commit(commits[0])]
+            return [self._commit(commit) for commit in commits]
 
     def _commit(self, commit: Commit) -> StoreError | None:
         run_id, token, records, update, lease_ms = commit

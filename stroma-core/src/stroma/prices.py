@@ -54,14 +54,19 @@ class DatedPrices:
         rows = self._made.get(model) or self._make(model)
         if len(rows) < 2:
             return rows[0].price if rows else None
-        day = self._today().isoformat()
-        newest = max(row.from_day for row in rows if row.from_day <= day)
+        newest = self._newest_day(rows)
         fitting = (
             row
             for row in reversed(rows)
             if row.from_day == newest and (input_tokens > row.above_tokens or not row.above_tokens)
         )
         return next(fitting).price
+
+    def _newest_day(self, rows: tuple[_Row, ...]) -> str:
+        if not rows[-1].from_day:
+            return ""
+        day = self._today().isoformat()
+        return max(row.from_day for row in rows if row.from_day <= day)
 
     def _make(self, model: str) -> tuple[_Row, ...]:
         rows = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stroma import InMemoryStore
+from stroma import InMemoryStore, SQLiteStore
 from stroma.cli import access, main
+from stroma.config import open_store
 from stroma.cost import NO_USAGE, Usage
 from stroma.records import (
     CheckpointRecord,
@@ -338,3 +340,33 @@ def test_the_version(stroma: Command) -> None:
 
     assert done.code == 0
     assert done.out.startswith("stroma 1.")
+
+
+def test_a_mistyped_file_is_not_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stroma: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    done = stroma("runs", "--store", "sqlite:///typo.db")
+
+    assert done == Done(1, "", f"error: there is no file '{tmp_path / 'typo.db'}'\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("runs",), ("show", "r"), ("purge", "--older-than", "1s")])
+def test_the_commands_work_on_a_file(
+    command: tuple[str, ...], tmp_path: Path, stroma: Command
+) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    store = open_store(url)
+
+    async def write() -> None:
+        assert isinstance(store, SQLiteStore)
+        request = OpenRequest("r", "t", "w", 1000, RunRecord("r", RunStatus.PENDING))
+        await store.open_run(request)
+        await store.release("r", "t")
+        await store.aclose()
+
+    asyncio.run(write())
+
+    assert stroma(*command, "--store", url).code == 0

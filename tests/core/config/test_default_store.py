@@ -136,3 +136,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "stroma.toml").unlink()
     (tmp_path / "stroma.toml").mkdir()
     assert open_default_store({}, tmp_path) is None
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+    with pytest.raises(ConfigError, match=r"stroma.toml cannot be read: Permission denied"):
+        open_default_store({}, tmp_path)

@@ -187,6 +187,16 @@ def test_unreadable_metadata_of_others_does_no_harm(site: Path) -> None:
     assert ours(discovered()) == {}
 
 
+def test_a_distribution_that_cannot_be_looked_up_is_taken_as_it_was_found(site: Path) -> None:
+    source = hooks_module("@hookimpl\ndef stroma_register_hooks(registry): pass")
+    install(site, "sample-odd", {"odd": "sample_odd"}, {"sample_odd": source})
+    (site / "sample_odd-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
+
+    (info,) = [each for each in discovered(STROMA_PLUGINS="odd").infos() if each.name == "odd"]
+
+    assert (info.distribution, info.version, info.status) == ("unknown", "unknown", "active")
+
+
 @pytest.mark.parametrize("value", ["'1'", "0", "None"])
 def test_a_nonsensical_api_version_is_refused(value: str, site: Path) -> None:
     install(site, "sample-api", {"api": "sample_api"}, {"sample_api": f"STROMA_API = {value}"})

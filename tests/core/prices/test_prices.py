@@ -21,10 +21,10 @@ ROWS = {
 }
 
 
-def priced(model: str, input_tokens: int, day: str = "2026-11-21") -> tuple[Decimal, Decimal]:
+def priced(model: str, input_tokens: int, day: str = "2026-11-21") -> tuple[int, int]:
     price = DatedPrices(ROWS, "test", lambda: date.fromisoformat(day))(model, input_tokens, 1)
     assert price is not None
-    return price.input_usd, price.output_usd
+    return int(price.input_usd), int(price.output_usd)
 
 
 def test_what_is_written_is_what_the_tool_writes_from_the_pinned_version() -> None:

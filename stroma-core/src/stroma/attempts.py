@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from stroma._aio import in_daemon_thread, settled, uncut
 from stroma.account import RunAccount, Stopped
 from stroma.contracts import accept_state, dump_state
-from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, model_under
+from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import (
     BudgetExceeded,
     ConfigError,
@@ -110,7 +110,16 @@ class AttemptLoop:
                 except Exception as exc:
                     delay = await self._failed(leaf, scope, began, exc)
                 else:
-                    return await self._succeeded(leaf, scope, position, began, output, payload)
+                    usage = scope.usage
+                    if usage is not NO_USAGE:
+                        usage = self._account.settle(leaf.id, scope)
+                    took_ms = (self._clock.monotonic() - began) * 1000
+                    await self._account.save(
+                        leaf, path, position, output, payload, usage, attempt, took_ms
+                    )
+                    if self._hooks.any_node_hook:
+                        await self._tell_success(leaf, scope, output, usage)
+                    return output
             finally:
                 leave_scope(token)
             await self._clock.sleep(delay)
@@ -188,31 +197,13 @@ class AttemptLoop:
         scope.add(usage)
         return output
 
-    async def _succeeded(
-        self,
-        leaf: Leaf,
-        scope: NodeScope,
-        position: int,
-        began: float,
-        output: BaseModel,
-        payload: bytes,
-    ) -> BaseModel:
-        usage = scope.usage
-        if usage is not NO_USAGE:
-            usage = self._account.settle(leaf.id, scope)
-        duration_ms = (self._clock.monotonic() - began) * 1000
-        await self._account.save(
-            leaf, scope.path, position, output, payload, usage, scope.attempt, duration_ms
+    async def _tell_success(
+        self, leaf: Leaf, scope: NodeScope, output: BaseModel, usage: Usage
+    ) -> None:
+        state_dict = leaf.gives.fields(output)
+        await self._hooks.fire(
+            "on_node_success", scope.run_id, scope.path, state_dict, usage.tokens
         )
-        if self._hooks.any_node_hook:
-            await self._hooks.fire(
-                "on_node_success",
-                scope.run_id,
-                scope.path,
-                leaf.gives.fields(output),
-                usage.tokens,
-            )
-        return output
 
     async def _failed(
         self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception

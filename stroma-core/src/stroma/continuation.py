@@ -90,20 +90,31 @@ def not_found(request: RunRequest) -> Exception:
     )
 
 
-def check_resume_from(request: RunRequest, plan: Plan) -> None:
-    """Refuse a node to go on at that the pipeline does not have.
+def check_request(request: RunRequest, plan: Plan) -> None:
+    """Refuse wishes that contradict each other, or name a node that the pipeline does not have.
 
     Raises:
-        ConfigError: names the nodes that there are.
+        ConfigError: names the options, or the nodes that there are.
     """
+    if not (request.resume or request.restart or request.resume_from is not None):
+        return
+    if request.restart and (request.resume or request.resume_from is not None):
+        raise ConfigError("restart forgets what resume and resume_from continue: give one of them")
+    if not request.is_given:
+        raise ConfigError(
+            "resume, resume_from and restart need the run_id of the run that they are about"
+        )
     node_id = request.resume_from
     if node_id is None or node_id in plan.ids:
         return
     inside = plan.top.get(node_id)
-    where = f"it is inside {plan.ids[inside]!r}; give that" if inside is not None else ""
     raise ConfigError(
         f"resume_from={node_id!r} is no node of this pipeline: "
-        + (where or f"its nodes are {', '.join(plan.ids)}")
+        + (
+            f"its nodes are {', '.join(plan.ids)}"
+            if inside is None
+            else f"it is inside {plan.ids[inside]!r}; give that"
+        )
     )
 
 

@@ -123,7 +123,7 @@ class RunDriver:
         status = RunStatus.RESUMED if account.skipped else RunStatus.COMPLETED
         if journal.is_complete:
             return self._result(status, state, "")
-        end = account.end()
+        end = account.end() if account.ended is None else account.ended
         if isinstance(end, Exception):
             return await self._stopped(RunStatus.FAILED, str(end), end)
         if journal.position > account.last:  # nothing was left to carry the end with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -52,6 +53,8 @@ from stroma.records import (
 
 FAILURE_REF = "stroma:failure"
 _MESSAGE_CHARS = 500
+_make = tuple.__new__
+"""Makes a named tuple in half the time that calling its class takes; once per node."""
 _PAGE = 256
 """How many recorded items of a `fan_out` are read in one trip."""
 
@@ -185,7 +188,7 @@ class RecordJournal:
         header = self._header(
             path, "result", 0, position, step.id, gives.ref, gives.fingerprint, digest, usage
         )
-        record = CheckpointRecord(header, payload)
+        record = _make(CheckpointRecord, (header, payload))
         records = (*self._take_pending(), record) if self._pending else (record,)
         await self._commit(records, None if stop is None else self._update(stop))
 
@@ -250,22 +253,25 @@ class RecordJournal:
     ) -> RecordHeader:
         since = self._since
         self._since = self._clock.monotonic()
-        return RecordHeader(
-            self.run_id,
-            self.epoch,
-            path,
-            kind,
-            attempt,
-            position,
-            unique_id(),
-            contract_id,
-            schema_ref,
-            fingerprint,
-            digest,
-            usage,
-            (self._since - since) * 1000,
-            "",
-            self._clock.now(),
+        return _make(
+            RecordHeader,
+            (
+                self.run_id,
+                self.epoch,
+                path,
+                kind,
+                attempt,
+                position,
+                unique_id(),
+                contract_id,
+                schema_ref,
+                fingerprint,
+                digest,
+                usage,
+                (self._since - since) * 1000,
+                "",
+                self._clock.now(),
+            ),
         )
 
     def _take_pending(self) -> tuple[CheckpointRecord, ...]:
@@ -280,13 +286,13 @@ class RecordJournal:
             plan, self._new_plan = self._new_plan, None
             update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
         claim = self._claim
-        commit = Commit(claim.run_id, claim.token, records, update, claim.lease_ms)
+        commit = _make(Commit, (self.run_id, claim.token, records, update, claim.lease_ms))
         if self._batcher is None:
             (failed,) = await send_commits(self._commit_many, (commit,))
         else:
             failed = await self._batcher.commit(commit)
         if failed is not None:
-            await persist(lambda: self._send(commit), failed, self._settings)
+            await persist(partial(self._send, commit), failed, self._settings)
 
     async def _send(self, commit: Commit) -> StoreError | None:
         if self._batcher is not None:

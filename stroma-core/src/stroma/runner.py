@@ -15,7 +15,7 @@ from stroma import plugins
 from stroma.checkpoint import CheckpointManager
 from stroma.account import Surroundings
 from stroma.config import open_default_store, open_store
-from stroma.continuation import RunRequest, check_resume_from
+from stroma.continuation import RunRequest, check_request
 from stroma.contracts import ContractRegistry, accept_state
 from stroma.cost import ExecutionBudget, Ledger, Pricer
 from stroma.driver import RunDriver, refused_input
@@ -302,17 +302,25 @@ class StromaRunner:
             asyncio.CancelledError: the caller was cancelled; what was finished is recorded.
         """
         config = self._config
-        wanted = _identity(config, run_id, resume, resume_from, restart)
+        given = config.run_id if run_id is None else check_id(run_id, "run id")
+        run_id = given or os.urandom(16).hex()
         prepared = self._prepare(nodes, initial_state)
         plan = prepared.plan
-        trace = ExecutionTrace(wanted.run_id, config.trace)
+        trace = ExecutionTrace(run_id, config.trace)
         try:
             state, payload = _first_state(plan, initial_state)
         except ContractViolation as exc:
-            return await refused_input(wanted.run_id, exc, trace, prepared.around.hooks)
-        request = wanted._replace(state=state, payload=payload)
-        if request.resume_from is not None:
-            check_resume_from(request, plan)
+            return await refused_input(run_id, exc, trace, prepared.around.hooks)
+        request = RunRequest(
+            run_id,
+            given is not None,
+            state,
+            config.resume if resume is None else resume,
+            config.resume_from if resume_from is None else resume_from,
+            config.restart if restart is None else restart,
+            payload,
+        )
+        check_request(request, plan)
         try:
             journal = await _open_journal(self._manager, prepared.settings, plan, request)
         except (StoreUnavailable, OutcomeUnknown) as exc:
@@ -465,37 +473,6 @@ def _as_tuple(nodes: object) -> object:
         return tuple(nodes)
     is_list = isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes)
     return tuple(nodes) if is_list else nodes  # type: ignore[arg-type]
-
-
-def _identity(
-    config: RunConfig,
-    run_id: str | None,
-    resume: bool | None,
-    resume_from: str | None,
-    restart: bool | None,
-) -> RunRequest:
-    """Return which run is wanted: arguments win over the configuration.
-
-    Raises:
-        ConfigError: the id cannot be stored, or two wishes contradict each other.
-    """
-    given = config.run_id if run_id is None else check_id(run_id, "run id")
-    request = RunRequest(
-        given or os.urandom(16).hex(),
-        given is not None,
-        None,
-        config.resume if resume is None else resume,
-        config.resume_from if resume_from is None else resume_from,
-        config.restart if restart is None else restart,
-    )
-    if request.restart and (request.resume or request.resume_from is not None):
-        raise ConfigError(
-            "restart forgets what resume and resume_from continue: give one of them"
-        )
-    for name in ("resume", "resume_from", "restart") if given is None else ():
-        if getattr(request, name):
-            raise ConfigError(f"{name} needs the run_id of the run that it is about")
-    return request
 
 
 async def _open_journal(

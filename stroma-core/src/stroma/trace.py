@@ -134,7 +134,7 @@ class ExecutionTrace:
         """Append an event, dropping the oldest ones when the trace is full."""
         events = self._events
         events.append(event)
-        self._bytes += _FIXED_BYTES + len(event.failure_message) + len(event.preview)
+        self._bytes += _FIXED_BYTES + len(event[11]) + len(event[13])
         while len(events) > self._max_events or self._bytes > self._max_bytes:
             dropped = events.popleft()
             self._bytes -= _FIXED_BYTES + len(dropped.failure_message) + len(dropped.preview)

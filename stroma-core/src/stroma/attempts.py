@@ -19,7 +19,14 @@ from stroma.errors import (
     NodeTimeout,
     UnknownPrice,
 )
-from stroma.failures import FailureClass, FailureVerdict, NodeContext, classify, policy_for
+from stroma.failures import (
+    FailureClass,
+    FailureVerdict,
+    NodeContext,
+    classify,
+    error_text,
+    policy_for,
+)
 from stroma.hooks import BudgetDetails, RetryDetails
 from stroma.nodes import split_output
 from stroma.pipeline import Leaf
@@ -44,9 +51,7 @@ class AttemptLoop:
         self._clock = account.clock
         self._journal = account.journal
         self._run_id = account.journal.run_id
-        self._is_guarded = not account.ledger.budget.is_unlimited or bool(
-            account.around.fallbacks
-        )
+        self._is_guarded = not account.ledger.budget.is_unlimited or bool(account.around.fallbacks)
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._rules_seen: tuple[ModelFallback, ...] = ()
         self._budget_reported = False
@@ -67,7 +72,9 @@ class AttemptLoop:
             Stopped: there is no result, and no further attempt.
             StoreError: there is one, and the store does not take it.
         """
-        value = state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
+        value = (
+            state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
+        )
         if self._journal.is_continued:
             mended = await self._refused_output(leaf, path, position)
             if mended is not None:
@@ -205,9 +212,7 @@ class AttemptLoop:
             "on_node_success", scope.run_id, scope.path, state_dict, usage.tokens
         )
 
-    async def _failed(
-        self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception
-    ) -> float:
+    async def _failed(self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception) -> float:
         """Record a failed attempt, and return the seconds until the next one.
 
         Raises:
@@ -227,7 +232,7 @@ class AttemptLoop:
             duration_ms,
             usage=usage,
             failure_class=failure_class.value,
-            failure_message=str(exc) or type(exc).__name__,
+            failure_message=error_text(exc),
             retry_delay_seconds=delay,
         )
         await self._journal.attempt(leaf, scope.path, usage, exc, failure_class.value)
@@ -251,9 +256,7 @@ class AttemptLoop:
         )
         return delay
 
-    def _retry_delay(
-        self, leaf: Leaf, scope: NodeScope, verdict: FailureVerdict
-    ) -> float | None:
+    def _retry_delay(self, leaf: Leaf, scope: NodeScope, verdict: FailureVerdict) -> float | None:
         """Return the seconds until the next attempt, or None if there is none."""
         policy = policy_for(verdict.failure_class, leaf.policies)
         if scope.attempt > policy.max_retries:
@@ -273,12 +276,12 @@ class AttemptLoop:
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
         self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
-        self._account.note("cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage)
+        self._account.note(
+            "cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage
+        )
         await uncut(self._journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
 
-    async def _refused_output(
-        self, leaf: Leaf, path: str, position: int
-    ) -> BaseModel | None:
+    async def _refused_output(self, leaf: Leaf, path: str, position: int) -> BaseModel | None:
         """Look at an output again that did not fit the contract then; it is paid for.
 
         Raises:
@@ -310,9 +313,7 @@ class AttemptLoop:
             await self._hooks.fire("on_budget", details)
         return Stopped(RunStatus.PARTIAL, str(exc), exc)
 
-    async def _fell_back(
-        self, rules: tuple[ModelFallback, ...], leaf: Leaf, path: str
-    ) -> None:
+    async def _fell_back(self, rules: tuple[ModelFallback, ...], leaf: Leaf, path: str) -> None:
         self._rules_seen = rules
         model = self._model(leaf, rules)
         told = ", ".join(f"{rule.to} instead of {rule.model}" for rule in rules)
@@ -326,8 +327,8 @@ class AttemptLoop:
 def _reason(scope: NodeScope, exc: Exception, verdict: FailureVerdict) -> str:
     calls = f"after {scope.attempt} attempts" if scope.attempt > 1 else "at the first attempt"
     if isinstance(exc, ContractViolation):
-        return str(exc)
+        return error_text(exc)
     return (
         f"{scope.path} failed {calls}, as {verdict.failure_class.value}: "
-        f"{type(exc).__name__}: {exc}"
+        f"{type(exc).__name__}: {error_text(exc)}"
     )

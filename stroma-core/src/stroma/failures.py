@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,9 @@ from stroma.errors import (
 )
 
 logger = logging.getLogger("stroma")
+
+_MAX_TEXT = 10_000
+"""How many characters of an exception's text are kept."""
 
 
 class FailureClass(StrEnum):
@@ -95,9 +99,7 @@ def default_classifier(exc: Exception, ctx: NodeContext) -> FailureVerdict:
     return FailureVerdict(FailureClass.AMBIGUOUS, name)
 
 
-def classify(
-    exc: Exception, ctx: NodeContext, classifiers: Iterable[Classifier]
-) -> FailureVerdict:
+def classify(exc: Exception, ctx: NodeContext, classifiers: Iterable[Classifier]) -> FailureVerdict:
     """Return the first verdict that a classifier has, or else the built-in one.
 
     A classifier that raises, or returns something else, is logged and passed over.
@@ -125,17 +127,39 @@ def _ask(classifier: Classifier, exc: Exception, ctx: NodeContext) -> FailureVer
             exc_info=True,
         )
         return None
-    if answer is None or isinstance(answer, FailureVerdict):
-        return answer
+    if answer is None:
+        return None
     if isinstance(answer, FailureClass):
         return FailureVerdict(answer, type(exc).__name__)
+    if isinstance(answer, FailureVerdict) and _is_verdict(answer):
+        return answer
     logger.warning(
         "classifier %s returned %r, which is no FailureClass, FailureVerdict or None; "
         "it was passed over",
         name,
-        type(answer).__name__,
+        answer,
     )
     return None
+
+
+def _is_verdict(answer: FailureVerdict) -> bool:
+    """Say whether a verdict holds what its attributes promise."""
+    wish = answer.retry_after_seconds
+    is_number = isinstance(wish, int | float) and not math.isnan(wish)
+    return isinstance(answer.failure_class, FailureClass) and (wish is None or is_number)
+
+
+def error_text(exc: BaseException) -> str:
+    """Return what an exception says, as any store can keep it; its name when it says nothing.
+
+    A node's exceptions are foreign: their text may be endless, no UTF-8, or not to be had.
+    """
+    try:
+        text = str(exc)[:_MAX_TEXT]
+    except Exception:
+        text = ""
+    text = text.encode(errors="replace").decode().replace("\0", "?")
+    return text or type(exc).__name__
 
 
 class FailurePolicy(BaseModel):

@@ -30,6 +30,7 @@ from stroma.errors import (
     StoreError,
     StoreUnavailable,
 )
+from stroma.failures import error_text
 from stroma.journal import JournalSettings, Stop, persist
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.pipeline import Leaf, Plan, Step
@@ -92,6 +93,7 @@ class RecordJournal:
         self._made: dict[str, int] | None = None
         self._pending: list[CheckpointRecord] = []
         self._started = self._since = settings.clock.monotonic()
+        self._extend_at = self._started + claim.lease_ms / 3000
 
     async def initial_state(self, given: BaseModel | None) -> BaseModel:
         """See `Journal.initial_state`."""
@@ -105,7 +107,9 @@ class RecordJournal:
     async def recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:
         """See `Journal.recall`."""
         states: list[BaseModel | None] = [None] * len(paths)
-        wanted = [(i, self._results[path].key) for i, path in enumerate(paths) if path in self._results]
+        wanted = [
+            (i, self._results[path].key) for i, path in enumerate(paths) if path in self._results
+        ]
         for start in range(0, len(wanted), _PAGE):
             page = wanted[start : start + _PAGE]
             records = await self._fetch([key for _, key in page])
@@ -198,7 +202,7 @@ class RecordJournal:
         """See `Journal.attempt`."""
         document: dict[str, object] = {
             "error": type(error).__name__,
-            "message": str(error)[:_MESSAGE_CHARS],
+            "message": error_text(error)[:_MESSAGE_CHARS],
             "failure_class": failure_class,
         }
         ref = FAILURE_REF
@@ -285,14 +289,27 @@ class RecordJournal:
         if self._new_plan is not None:
             plan, self._new_plan = self._new_plan, None
             update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
-        claim = self._claim
-        commit = _make(Commit, (self.run_id, claim.token, records, update, claim.lease_ms))
+        commit = _make(
+            Commit,
+            (self.run_id, self._claim.token, records, update, self._extension_ms()),
+        )
         if self._batcher is None:
             (failed,) = await send_commits(self._commit_many, (commit,))
         else:
             failed = await self._batcher.commit(commit)
         if failed is not None:
             await persist(partial(self._send, commit), failed, self._settings)
+
+    def _extension_ms(self) -> int:
+        """Return how far a commit extends the lease: not at all while most of it is left.
+
+        A commit that leaves the run's row alone writes half as much.
+        """
+        now = self._clock.monotonic()
+        if now < self._extend_at:
+            return 0
+        self._extend_at = now + self._claim.lease_ms / 3000
+        return self._claim.lease_ms
 
     async def _send(self, commit: Commit) -> StoreError | None:
         if self._batcher is not None:
@@ -373,9 +390,7 @@ def _merged_plan(recorded: bytes, live: bytes) -> bytes:
 async def _open(
     manager: CheckpointManager, claim: Claim, new: RunRecord | None, reopen: bool
 ) -> OpenedRun | None:
-    request = OpenRequest(
-        claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen
-    )
+    request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
         opened = await _call_open(manager.store, request)
     else:

@@ -85,7 +85,15 @@ def _check_header(path: Path) -> None:
         return
     uri = f"{path.as_uri()}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-        _is_store(connection, path)
+        _is_store_now(connection, path)
+
+
+def _is_store_now(connection: sqlite3.Connection, path: Path) -> bool:
+    """Do `_is_store` in a transaction, in which no other process is seen making the tables."""
+    connection.execute("BEGIN")
+    is_store = _is_store(connection, path)
+    connection.execute("COMMIT")
+    return is_store
 
 
 def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
@@ -114,7 +122,7 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_seconds: float) -> None:
     connection.execute("PRAGMA trusted_schema = OFF")
-    if not _is_store(connection, path):
+    if not _is_store_now(connection, path):
         connection.execute("BEGIN IMMEDIATE")
         if not _is_store(connection, path):  # else another process was quicker
             _create(connection)

@@ -34,7 +34,7 @@ from stroma.stores._rules import (
     stale,
 )
 
-_CAPABILITIES = Capabilities(Durability.MEMORY)
+_CAPABILITIES = Capabilities(Durability.MEMORY, groups_commits=True)
 _Place = tuple[int, str, RecordKind, int]
 """Epoch, path, kind and attempt: a record's key within its run."""
 

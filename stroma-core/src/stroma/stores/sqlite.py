@@ -75,7 +75,9 @@ class SQLiteStore(AsyncPlainMethods):
                 f"not {max_payload_bytes!r}"
             )
         self._path = database_path(path)
-        self._capabilities = Capabilities(Durability.FSYNC, max_payload_bytes=max_payload_bytes)
+        self._capabilities = Capabilities(
+            Durability.FSYNC, max_payload_bytes=max_payload_bytes, groups_commits=True
+        )
         self._writer = Writer(self._path, busy_timeout_seconds, clock)
         # A store that nobody closed must not leave its thread, or at exit its lock file.
         self._finalizer = weakref.finalize(self, _close_now, self._writer)

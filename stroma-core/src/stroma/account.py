@@ -168,9 +168,27 @@ class RunAccount:
             self.unsaved[path] = output
             raise
         preview = self.trace.options.preview(payload) if self._has_previews else ""
-        self.note(
-            "succeeded", step.id, path, attempt, duration_ms, digest[:16], usage, "", "", None, preview
+        # as record_journal does: half the time of calling the class
+        event = tuple.__new__(
+            TraceEvent,
+            (
+                "succeeded",
+                step.id,
+                path,
+                attempt,
+                self.clock.now(),
+                duration_ms,
+                digest[:16],
+                usage.model,
+                usage.input_tokens + usage.output_tokens,
+                usage.cost_usd,
+                "",
+                "",
+                None,
+                preview,
+            ),
         )
+        self.trace.add(event)
 
     def end(self) -> Stop | UnknownPrice:
         """Return the record of a complete run, or why its budget cannot be told.
@@ -202,13 +220,10 @@ class RunAccount:
         failure_class: str = "",
         failure_message: str = "",
         retry_delay_seconds: float | None = None,
-        preview: str = "",
     ) -> None:
         """Add an event to the trace."""
-        # as record_journal does: half the time of calling the class
-        event = tuple.__new__(
-            TraceEvent,
-            (
+        self.trace.add(
+            TraceEvent(
                 kind,
                 node_id,
                 path,
@@ -217,12 +232,10 @@ class RunAccount:
                 duration_ms,
                 digest,
                 usage.model,
-                usage.input_tokens + usage.output_tokens,
+                usage.tokens,
                 usage.cost_usd,
                 failure_class,
                 failure_message,
                 retry_delay_seconds,
-                preview,
-            ),
+            )
         )
-        self.trace.add(event)

@@ -104,11 +104,14 @@ class Capabilities:
         durability: what a returned commit survives.
         fencing: a token that is no longer the owner's can make nothing visible.
         max_payload_bytes: the largest payload of one record, or None.
+        groups_commits: the store itself groups commits that are waiting, and finishes those
+            whose caller is cancelled; core then hands on each one as it comes.
     """
 
     durability: Durability
     fencing: bool = True
     max_payload_bytes: int | None = None
+    groups_commits: bool = False
 
 
 class RecordStore(Protocol):
@@ -401,11 +404,6 @@ class AsyncRecordStore(Protocol):
         ...
 
 
-def _durability(store: object) -> Durability | None:
-    capabilities = getattr(store, "capabilities", None)
-    return capabilities.durability if isinstance(capabilities, Capabilities) else None
-
-
 class CheckpointManager:
     """A store of either level, sync or async, behind one async interface.
 
@@ -416,6 +414,7 @@ class CheckpointManager:
         store: the store.
         keeps_records: it is a level 1 store.
         is_in_memory: nothing of a save can be lost that would outlive the process.
+        is_set_up: the store has what it needs.
 
     Raises:
         ConfigError: it lacks one of them.
@@ -429,8 +428,11 @@ class CheckpointManager:
             )
         self.store = store
         self.keeps_records = is_record_store(store)
-        self.is_in_memory = _durability(store) is Durability.MEMORY
-        self._is_set_up = False
+        found = getattr(store, "capabilities", None)
+        promises = found if isinstance(found, Capabilities) else Capabilities(Durability.PROCESS)
+        self.is_in_memory = promises.durability is Durability.MEMORY
+        self._groups_commits = promises.groups_commits
+        self.is_set_up = False
         self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
             weakref.WeakKeyDictionary()
         )
@@ -444,7 +446,7 @@ class CheckpointManager:
 
     def batcher(self) -> CommitBatcher | None:
         """Return what groups commits in the running loop; None where grouping gains nothing."""
-        if self.is_in_memory:
+        if self._groups_commits:
             return None
         loop = asyncio.get_running_loop()
         found = self._batchers.get(loop)
@@ -454,9 +456,9 @@ class CheckpointManager:
 
     async def setup(self) -> None:
         """Have a level 1 store create what it needs, once."""
-        if not self._is_set_up:
+        if not self.is_set_up:
             await call_store(self.store, "setup")
-            self._is_set_up = True
+            self.is_set_up = True
 
     async def checkpoint(self, run_id: str, node_id: str, state: BaseModel) -> None:
         """Keep a state."""

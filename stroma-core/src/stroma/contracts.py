@@ -122,7 +122,7 @@ def accept_state(
             ]
             raise ContractViolation(node_id, direction, problems, raw)
     try:
-        return codec.accept(raw)
+        return codec.validate(raw) if type(raw) is dict else codec.accept(raw)
     except ValidationError as exc:
         raise ContractViolation(node_id, direction, describe(exc), raw) from exc
 

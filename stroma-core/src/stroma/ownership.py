@@ -18,7 +18,7 @@ class Claim(NamedTuple):
     Attributes:
         run_id: the run.
         token: the claim's own; "" where the store cannot guard runs.
-        lease_ms: milliseconds that each commit extends the hold to.
+        lease_ms: milliseconds that a commit extends the hold to, once a third of them is over.
     """
 
     run_id: str

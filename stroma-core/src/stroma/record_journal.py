@@ -49,7 +49,6 @@ from stroma.records import (
     RunUpdate,
     check_digest,
     digest_of,
-    unique_id,
 )
 
 FAILURE_REF = "stroma:failure"
@@ -92,6 +91,7 @@ class RecordJournal:
         self._new_plan: bytes | None = None
         self._made: dict[str, int] | None = None
         self._pending: list[CheckpointRecord] = []
+        self._written = 0
         self._started = self._since = settings.clock.monotonic()
         self._extend_at = self._started + claim.lease_ms / 3000
 
@@ -255,6 +255,7 @@ class RecordJournal:
         digest: str,
         usage: Usage,
     ) -> RecordHeader:
+        self._written += 1
         since = self._since
         self._since = self._clock.monotonic()
         return _make(
@@ -266,7 +267,7 @@ class RecordJournal:
                 kind,
                 attempt,
                 position,
-                unique_id(),
+                f"{self._claim.token}.{self._written:x}",
                 contract_id,
                 schema_ref,
                 fingerprint,
@@ -301,9 +302,10 @@ class RecordJournal:
             await persist(partial(self._send, commit), failed, self._settings)
 
     def _extension_ms(self) -> int:
-        """Return how far a commit extends the lease: not at all while most of it is left.
+        """Return how far the next commit extends the lease.
 
-        A commit that leaves the run's row alone writes half as much.
+        Only one that comes after a third of it does: a commit that leaves the run's row alone
+        writes half as much.
         """
         now = self._clock.monotonic()
         if now < self._extend_at:
@@ -333,7 +335,8 @@ async def open_record_journal(
         ResumeError: it cannot be continued as asked.
         StoreError: the store cannot be used or reached.
     """
-    await manager.setup()
+    if not manager.is_set_up:
+        await manager.setup()
     claim = new_claim(request.run_id, settings.lease_seconds)
     new = None if request.must_exist else _new_run(request, plan, settings)
     reopen = request.restart or request.resume_from is not None
@@ -392,16 +395,14 @@ async def _open(
 ) -> OpenedRun | None:
     request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
-        opened = await _call_open(manager.store, request)
-    else:
-        opening = asyncio.ensure_future(_call_open(manager.store, request))
-        try:
-            opened = await finish(opening)
-        except asyncio.CancelledError:
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await _release(manager, claim)
-            raise
-    return opened
+        return await _call_open(manager.store, request)
+    opening = asyncio.ensure_future(_call_open(manager.store, request))
+    try:
+        return await finish(opening)
+    except asyncio.CancelledError:
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            await _release(manager, claim)
+        raise
 
 
 async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:

@@ -18,7 +18,8 @@ import types
 import typing
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import pydantic
@@ -300,6 +301,8 @@ class StateCodec(Generic[M]):
         form_text: the form as JSON.
         fingerprint: of the form.
         ref: "module:qualname" of the class, as stores write it.
+        validate: makes a state of a dict, by alias or by name; raises
+            `pydantic.ValidationError` when it does not fit.
     """
 
     __slots__ = (
@@ -309,12 +312,12 @@ class StateCodec(Generic[M]):
         "_to_json",
         "_to_python",
         "_validate_json",
-        "_validate_python",
         "fingerprint",
         "form",
         "form_text",
         "ref",
         "schema",
+        "validate",
     )
 
     def __init__(self, schema: type[M]) -> None:
@@ -327,7 +330,9 @@ class StateCodec(Generic[M]):
         self._to_json = adapter.serializer.to_json
         self._to_python = adapter.serializer.to_python
         self._validate_json = adapter.validator.validate_json
-        self._validate_python = adapter.validator.validate_python
+        self.validate: Callable[..., M] = partial(
+            adapter.validator.validate_python, by_alias=True, by_name=True
+        )
         self._exact = _model_is_exact(schema)
         self._nullable = '"float"' in self.form_text
 
@@ -341,8 +346,7 @@ class StateCodec(Generic[M]):
             return raw
         if type(raw) is not dict and isinstance(raw, BaseModel):
             raw = codec_of(type(raw)).fields(raw)
-        accepted: M = self._validate_python(raw, by_alias=True, by_name=True)
-        return accepted
+        return self.validate(raw)
 
     def fields(self, state: M) -> dict[str, Any]:
         """Return the state as a dict by field name, nested models as dicts too."""

@@ -125,19 +125,28 @@ class ExecutionTrace:
         self.run_id = run_id
         self.options = options or TraceOptions()
         self.dropped = 0
-        self._max_events = self.options.max_events
-        self._max_bytes = self.options.max_bytes
+        self._max_events = min(
+            self.options.max_events, self.options.max_bytes // _FIXED_BYTES
+        )
+        self._max_text_bytes = self.options.max_bytes - self._max_events * _FIXED_BYTES
+        self._text_bytes = 0
         self._events: deque[TraceEvent] = deque()
-        self._bytes = 0
 
     def add(self, event: TraceEvent) -> None:
         """Append an event, dropping the oldest ones when the trace is full."""
+        self._events.append(event)
+        if event.failure_message or event.preview:
+            self._text_bytes += _text_bytes(event)
+        if len(self._events) > self._max_events or self._text_bytes > self._max_text_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
         events = self._events
-        events.append(event)
-        self._bytes += _FIXED_BYTES + len(event[11]) + len(event[13])
-        while len(events) > self._max_events or self._bytes > self._max_bytes:
-            dropped = events.popleft()
-            self._bytes -= _FIXED_BYTES + len(dropped.failure_message) + len(dropped.preview)
+        while events and (
+            len(events) > self._max_events
+            or self._text_bytes + len(events) * _FIXED_BYTES > self.options.max_bytes
+        ):
+            self._text_bytes -= _text_bytes(events.popleft())
             self.dropped += 1
 
     @property
@@ -195,6 +204,10 @@ class ExecutionTrace:
             for path in dict.fromkeys([*mine, *theirs])
             if mine.get(path) != theirs.get(path)
         ]
+
+
+def _text_bytes(event: TraceEvent) -> int:
+    return len(event.failure_message) + len(event.preview)
 
 
 def _summary(trace: ExecutionTrace) -> dict[str, str]:

@@ -290,6 +290,7 @@ class AsyncInMemoryStore(AsyncPlainMethods):
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._store = InMemoryStore(clock=clock)
+        self._commit_many = self._store.commit_many
 
     @property
     def capabilities(self) -> Capabilities:
@@ -313,7 +314,7 @@ class AsyncInMemoryStore(AsyncPlainMethods):
 
     async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`."""
-        return self._store.commit_many(commits)
+        return self._commit_many(commits)
 
     async def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
         """Extend leases; see `RecordStore.renew`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import threading
@@ -90,10 +91,8 @@ def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
             error.__cause__ = exc
         except BaseException as exc:
             error = exc
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
 
     threading.Thread(target=body, name="stroma-sync-node", daemon=True).start()
     return future

@@ -6,7 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Collection
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from stroma.cost import Price, Pricer
 from stroma.failures import Classifier
@@ -123,7 +123,7 @@ def classifier(name: str, made: object) -> Classifier:
     """
     if not callable(made):
         raise TypeError(f"classifier {name!r} is a {type(made).__name__}, which cannot be called")
-    return made
+    return cast("Classifier", made)
 
 
 def node_hooks(name: str, made: object) -> NodeHooks:
@@ -149,7 +149,7 @@ def pricer(name: str, made: object) -> Pricer:
     """
     if not callable(made):
         raise TypeError(f"pricer {name!r} is a {type(made).__name__}, which cannot be called")
-    return _GuardedPricer(name, made)
+    return _GuardedPricer(name, cast("Pricer", made))
 
 
 class _GuardedPricer:

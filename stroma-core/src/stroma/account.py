@@ -161,9 +161,7 @@ class RunAccount:
             self.ended = self.end()
             stop = self.ended if isinstance(self.ended, Stop) else None
         try:
-            await self.journal.result(
-                step, path, position, output, payload, digest, usage, stop
-            )
+            await self.journal.result(step, path, position, output, payload, digest, usage, stop)
         except StoreError:
             self.unsaved[path] = output
             raise

@@ -155,9 +155,7 @@ class RecordStore(Protocol):
         """
         ...
 
-    def commit_many(
-        self, commits: Sequence[Commit]
-    ) -> MaybeAwaitable[Sequence[StoreError | None]]:
+    def commit_many(self, commits: Sequence[Commit]) -> MaybeAwaitable[Sequence[StoreError | None]]:
         """Write several commits; each is atomic, and one that is refused harms no other.
 
         A commit with a token is refused with `StaleOwner` when the run does not exist or
@@ -383,9 +381,7 @@ class SyncRecordStore(Protocol):
         """See `RecordStore.commit_many`."""
         ...
 
-    def fetch(
-        self, run_id: str, keys: Sequence[RecordKey]
-    ) -> Sequence[CheckpointRecord | None]:
+    def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> Sequence[CheckpointRecord | None]:
         """See `RecordStore.fetch`."""
         ...
 
@@ -441,7 +437,7 @@ class CheckpointManager:
     def commit_many(self) -> CommitMany:
         """The store's operation of that name; in a thread if the store asks for one."""
         if getattr(self.store, "run_in_thread", False):
-            return lambda commits: call_store(self.store, "commit_many", commits)  # type: ignore
+            return lambda commits: call_store(self.store, "commit_many", commits)  # type: ignore[return-value]
         return self.store.commit_many  # type: ignore[attr-defined, no-any-return]
 
     def batcher(self) -> CommitBatcher | None:
@@ -490,14 +486,18 @@ class CheckpointManager:
         await close_store(self.store)
 
 
-def _schema_ref(state: BaseModel | type[BaseModel]) -> str:
+def _schema_ref(  # pyright: ignore[reportUnusedFunction]  (for authors of stores)
+    state: BaseModel | type[BaseModel],
+) -> str:
     """Return the "module:qualname" reference of a model, for authors of stores."""
     schema = state if isinstance(state, type) else type(state)
     register_models(schema)
     return codec_of(schema).ref
 
 
-def _resolve_schema(ref: str) -> type[BaseModel]:
+def _resolve_schema(  # pyright: ignore[reportUnusedFunction]
+    ref: str,
+) -> type[BaseModel]:
     """Return the model that this process registered under a reference, for authors of stores.
 
     Raises:

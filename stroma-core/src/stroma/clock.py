@@ -20,7 +20,7 @@ class Clock(Protocol):
         """Return seconds that never go back, for durations and deadlines."""
         ...
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, /) -> None:
         """Return after this many seconds."""
         ...
 

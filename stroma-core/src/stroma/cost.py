@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -203,9 +202,7 @@ class Ledger:
             active_ms: active time of the earlier starts.
         """
         for usage in usages:
-            if usage.cost_usd is None:
-                usage = self.priced(usage)
-            self.settle(usage)
+            self.settle(self.priced(usage) if usage.cost_usd is None else usage)
         self.before = self.spent
         self._active_before_ms = active_ms
 

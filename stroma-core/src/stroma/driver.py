@@ -133,9 +133,7 @@ class RunDriver:
                 self._could_not_say(exc)
         return self._result(status, state, end.reason)
 
-    async def _stopped(
-        self, status: RunStatus, reason: str, error: Exception
-    ) -> ExecutionResult:
+    async def _stopped(self, status: RunStatus, reason: str, error: Exception) -> ExecutionResult:
         try:
             await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
         except StaleOwner:

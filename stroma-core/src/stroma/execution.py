@@ -95,7 +95,9 @@ class Execution:
         items = getattr(value, step.over, None)
         if not isinstance(items, Sequence) or isinstance(items, str | bytes):
             problem = f"{step.over}: fan_out needs a list, not {type(items).__name__}"
-            raise self._account.violated(ContractViolation(step.id, "input", [problem], value), path)
+            raise self._account.violated(
+                ContractViolation(step.id, "input", [problem], value), path
+            )
         outputs: list[BaseModel | None] = [None] * len(items)
         if self._journal.is_continued and items:
             paths = [path_of(step.child.id, (*index, i)) for i in range(len(items))]
@@ -133,9 +135,8 @@ class Execution:
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the failure that a group of children stopped for: the first one."""
-    for exc in group.exceptions:
-        if isinstance(exc, BaseExceptionGroup):
-            exc = _first(exc)
+    for member in group.exceptions:
+        exc = _first(member) if isinstance(member, BaseExceptionGroup) else member
         if not isinstance(exc, asyncio.CancelledError):
             return exc
     return group.exceptions[0]

@@ -119,7 +119,7 @@ def mark(
 def _positional(function: NodeFunction, node_id: str) -> int:
     """Return how many arguments a node is to be called with."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = [p for p in inspect.signature(function).parameters.values()]
+    found = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in found):
         raise ConfigError(f"node {node_id!r}: a required keyword argument cannot be given")
     required = sum(p.kind in positional and p.default is p.empty for p in found)
@@ -139,9 +139,7 @@ def is_async(function: NodeFunction) -> bool:
     )
 
 
-def stroma_node(
-    node_id: str, contract: NodeContract
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def stroma_node(node_id: str, contract: NodeContract) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that makes a function a node with this contract.
 
     The contract must be registered with the runner's registry before the node runs.
@@ -279,11 +277,12 @@ def split_output(raw: tuple[object, ...], node_id: str) -> tuple[object, Usage]:
             return output, usage_of(input_tokens, 0, model)
         case (output, input_tokens, output_tokens, model):
             return output, usage_of(input_tokens, output_tokens, model)
-    raise ConfigError(
-        f"node {node_id!r} returned a tuple of {len(raw)}; a node returns its output, or "
-        "(output, tokens), (output, input_tokens, model) or "
-        "(output, input_tokens, output_tokens, model)"
-    )
+        case _:
+            raise ConfigError(
+                f"node {node_id!r} returned a tuple of {len(raw)}; a node returns its output, or "
+                "(output, tokens), (output, input_tokens, model) or "
+                "(output, input_tokens, output_tokens, model)"
+            )
 
 
 class Parallel:
@@ -329,7 +328,9 @@ class FanOut:
             if not isinstance(value, str) or not value.isidentifier() or value.startswith("_"):
                 raise ConfigError(f"fan_out: {name} must name a field, not {value!r}")
         if not isinstance(max_concurrency, int) or max_concurrency < 1 or max_concurrency is True:
-            raise ConfigError(f"fan_out: max_concurrency must be 1 or more, not {max_concurrency!r}")
+            raise ConfigError(
+                f"fan_out: max_concurrency must be 1 or more, not {max_concurrency!r}"
+            )
         self.id = check_id(id or f"fan_out({id_of(node)})", "node id")
         self.node = node
         self.over = over

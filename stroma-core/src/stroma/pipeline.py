@@ -139,7 +139,7 @@ class Group:
         values: dict[str, Any] = {}
         for output in outputs:
             values.update(_values(output))
-        return self.gives.schema.model_construct(**values)
+        return self.gives.schema.model_construct(None, **values)
 
 
 @dataclass(slots=True, eq=False)
@@ -168,7 +168,9 @@ class Each:
 
     def merge(self, state: BaseModel, outputs: Sequence[BaseModel]) -> BaseModel:
         """Return the state with the outputs."""
-        return self.gives.schema.model_construct(**{**_values(state), self.into: list(outputs)})
+        values = _values(state)
+        values[self.into] = list(outputs)
+        return self.gives.schema.model_construct(None, **values)
 
 
 Step: TypeAlias = Leaf | Group | Each
@@ -262,9 +264,7 @@ class _Compiler:
         self.by_id: dict[str, Step] = {}
         self.top: dict[str, int] = {}
 
-    def sequence(
-        self, nodes: Sequence[object], schema: type[BaseModel] | None
-    ) -> Iterator[Step]:
+    def sequence(self, nodes: Sequence[object], schema: type[BaseModel] | None) -> Iterator[Step]:
         for position, node in enumerate(nodes):
             step = self.step(node, schema)
             for node_id in self.by_id.keys() - self.top.keys():
@@ -320,7 +320,9 @@ class _Compiler:
         children = tuple(self.step(child, takes) for child in node.nodes)
         schemas = {child.takes.schema for child in children}
         if len(schemas) > 1:
-            names = ", ".join(f"{child.id} takes {child.takes.schema.__name__}" for child in children)
+            names = ", ".join(
+                f"{child.id} takes {child.takes.schema.__name__}" for child in children
+            )
             raise ConfigError(f"{node.id}: all of its nodes must take the same input; {names}")
         fields: dict[str, Any] = {}
         allows_extra = False
@@ -328,9 +330,7 @@ class _Compiler:
             fields.update(_field_definitions(child.gives.schema, node.id))
             allows_extra |= child.gives.schema.model_config.get("extra") == "allow"
         merged = _model(f"Merged_{'_'.join(child.id for child in children)}", fields, allows_extra)
-        return Group(
-            node.id, path_of(node.id, ()), children[0].takes, codec_of(merged), children
-        )
+        return Group(node.id, path_of(node.id, ()), children[0].takes, codec_of(merged), children)
 
     def each(self, node: FanOut, before: type[BaseModel] | None) -> Each:
         schema = node.input or before
@@ -378,7 +378,9 @@ def _first_input(nodes: Sequence[object]) -> type[BaseModel] | None:
 def _field_definitions(schema: type[BaseModel], where: str) -> dict[str, Any]:
     """Return the fields of a model for `create_model`, without aliases."""
     if schema.__pydantic_root_model__:
-        raise ConfigError(f"{where}: {schema.__name__} is a RootModel, which has no fields to merge")
+        raise ConfigError(
+            f"{where}: {schema.__name__} is a RootModel, which has no fields to merge"
+        )
     return {name: _definition(field) for name, field in schema.model_fields.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -418,7 +419,5 @@ async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:
 
 async def _release(manager: CheckpointManager, claim: Claim) -> None:
     """Give the run up on the way out of an error, which a failure here must not hide."""
-    try:
+    with contextlib.suppress(StoreError):  # the lease ends by itself
         await call_store(manager.store, "release", claim.run_id, claim.token)
-    except StoreError:
-        pass  # the lease ends by itself

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from itertools import count
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from stroma.cost import NO_USAGE, Usage
@@ -329,13 +330,19 @@ class PlanDocument(NamedTuple):
     """
 
     node_ids: tuple[str, ...] = ()
-    forms: dict[str, str] = {}
-    budget: dict[str, str] = {}
+    forms: Mapping[str, str] = MappingProxyType({})
+    budget: Mapping[str, str] = MappingProxyType({})
     plugins: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Return the document as stores keep it."""
-        return json.dumps(self._asdict(), ensure_ascii=False, sort_keys=True).encode()
+        document = {
+            "node_ids": self.node_ids,
+            "forms": dict(self.forms),
+            "budget": dict(self.budget),
+            "plugins": self.plugins,
+        }
+        return json.dumps(document, ensure_ascii=False, sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> PlanDocument:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Final
 
 from pydantic import (
@@ -50,7 +50,7 @@ def _node_timeouts(value: object) -> object:
 
 
 def _callables(value: object) -> object:
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise ValueError("must be a list of functions")
     found = tuple(value)
     wrong = [item for item in found if not callable(item)]
@@ -148,10 +148,13 @@ def changed_config(config: RunConfig | None, changes: Mapping[str, object]) -> R
     if unknown:
         names = sorted(RunConfig.model_fields)
         hint = did_you_mean(unknown[0], names)
-        raise ConfigError(f"there is no option {unknown[0]!r}{hint}; options are {', '.join(names)}")
-    kept = {} if config is None else {name: getattr(config, name) for name in config.model_fields_set}
+        raise ConfigError(
+            f"there is no option {unknown[0]!r}{hint}; options are {', '.join(names)}"
+        )
+    kept = (
+        {} if config is None else {name: getattr(config, name) for name in config.model_fields_set}
+    )
     try:
-        return RunConfig(**{**kept, **changes})
+        return RunConfig.model_validate({**kept, **changes})
     except ValidationError as exc:
         raise ConfigError(f"wrong configuration: {'; '.join(describe(exc))}") from exc
-

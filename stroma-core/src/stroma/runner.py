@@ -12,8 +12,8 @@ from typing import NamedTuple, ParamSpec, Self, TypeVar
 from pydantic import BaseModel
 
 from stroma import plugins
-from stroma.checkpoint import CheckpointManager
 from stroma.account import Surroundings
+from stroma.checkpoint import CheckpointManager
 from stroma.config import open_default_store, open_store
 from stroma.continuation import RunRequest, check_request
 from stroma.contracts import ContractRegistry, accept_state
@@ -27,9 +27,9 @@ from stroma.errors import (
 )
 from stroma.failures import Classifier, FailurePolicy, PolicyMap, default_policy_map
 from stroma.hooks import HookSet, NodeHooks
+from stroma.ids import check_id
 from stroma.journal import Journal, JournalSettings
 from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
-from stroma.ids import check_id
 from stroma.pipeline import Pipeline, Plan, compile_plan
 from stroma.plain_journal import open_plain_journal
 from stroma.prices import BUILT_IN_PRICES
@@ -218,9 +218,7 @@ class StromaRunner:
         """Set the retry policies by failure class."""
         return self._configure(policy_map=policy_map)
 
-    def with_node_policies(
-        self, node_policies: Mapping[str, FailurePolicy | PolicyMap]
-    ) -> Self:
+    def with_node_policies(self, node_policies: Mapping[str, FailurePolicy | PolicyMap]) -> Self:
         """Set retry policies of single nodes, which come before those of the run."""
         return self._configure(node_policies=node_policies)
 
@@ -325,9 +323,7 @@ class StromaRunner:
             journal = await _open_journal(self._manager, prepared.settings, plan, request)
         except (StoreUnavailable, OutcomeUnknown) as exc:
             reason = f"nothing was run: {exc}"
-            return ExecutionResult(
-                request.run_id, RunStatus.PARTIAL, None, trace, reason, exc
-            )
+            return ExecutionResult(request.run_id, RunStatus.PARTIAL, None, trace, reason, exc)
         ledger = Ledger(
             config.budget,
             prepared.pricers,
@@ -386,9 +382,7 @@ class StromaRunner:
 
     # -- preparing -------------------------------------------------------------------------
 
-    def _prepare(
-        self, nodes: Sequence[NodeLike] | Pipeline, initial_state: object
-    ) -> _Prepared:
+    def _prepare(self, nodes: Sequence[NodeLike] | Pipeline, initial_state: object) -> _Prepared:
         """Return the plan and what goes with it, made once for equal calls."""
         initial = type(initial_state) if isinstance(initial_state, BaseModel) else None
         key: tuple[object, ...] = (

@@ -144,7 +144,8 @@ def usage_of(
             raise ConfigError(f"{name} must be an int of 0 or more, not {value!r}")
     if not isinstance(model, str):
         raise ConfigError(f"model must be a str, not {model!r}")
-    assert isinstance(input_tokens, int) and isinstance(output_tokens, int)
+    assert isinstance(input_tokens, int)
+    assert isinstance(output_tokens, int)
     if cost_usd is None:
         return Usage(input_tokens, output_tokens, None, model)
     try:

@@ -125,9 +125,7 @@ class ExecutionTrace:
         self.run_id = run_id
         self.options = options or TraceOptions()
         self.dropped = 0
-        self._max_events = min(
-            self.options.max_events, self.options.max_bytes // _FIXED_BYTES
-        )
+        self._max_events = min(self.options.max_events, self.options.max_bytes // _FIXED_BYTES)
         self._max_text_bytes = self.options.max_bytes - self._max_events * _FIXED_BYTES
         self._text_bytes = 0
         self._events: deque[TraceEvent] = deque()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, TypeAlias
 
@@ -132,7 +132,7 @@ def _echo_json(value: views.JsonObject) -> None:
 
 
 @contextmanager
-def _errors_reported() -> Iterator[None]:
+def _errors_reported() -> Generator[None]:
     """Turn what may go wrong into one line and an exit code."""
     try:
         yield

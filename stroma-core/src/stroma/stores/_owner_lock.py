@@ -74,7 +74,7 @@ class OwnerLock:
         path = self._folder / nonce
         try:
             self._folder.mkdir(exist_ok=True)
-            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         except OSError:
             return False
         # Between creating the file and locking it, a sweep may have removed it: then the lock
@@ -100,7 +100,7 @@ class OwnerLock:
 def _is_free(path: Path) -> bool:
     """Say whether nobody holds this lock file, and remove it if so."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     except OSError:

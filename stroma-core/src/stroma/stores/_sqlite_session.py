@@ -90,7 +90,7 @@ class Session:
         """Make durable what was committed without waiting for the disk."""
         if self._log_fd < 0:
             # SQLite keeps no locks on the log itself, so that closing it does no harm.
-            self._log_fd = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            self._log_fd = os.open(f"{self._path}-wal", os.O_RDWR)
         _sync(self._log_fd)
         self.has_unsynced = False
 

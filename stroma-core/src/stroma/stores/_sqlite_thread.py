@@ -91,6 +91,8 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
         self._state = _State.OPEN
+        self._leaving = threading.Lock()
+        self._has_left = False
         self._pid = os.getpid()
         _writers.add(self)
 
@@ -127,6 +129,7 @@ class Writer:
                 self._start()
 
     def _start(self) -> None:
+        self._has_left = False
         # A daemon, so that a store that nobody closed does not keep the process from ending.
         self._thread = threading.Thread(target=self._serve, name="stroma-sqlite", daemon=True)
         self._thread.start()
@@ -167,17 +170,23 @@ class Writer:
 
     def _next_batch(self) -> list[_Request] | None:
         """Wait for requests and return all that there are, or None when it is time to end."""
-        if self._state is _State.PAUSING:
+        if self._leaves(_State.PAUSING):
             return None
         batch = [self._first()]
         while not self._queue.empty():
             batch.append(self._queue.get())
         requests = [request for request in batch if request is not None]
-        if not requests and self._state is not _State.OPEN:
+        if not requests and self._leaves(_State.PAUSING, _State.CLOSED):
             return None
         if self._state is _State.CLOSED:
             self._queue.put(None)  # once more around, for what came before the end
         return requests
+
+    def _leaves(self, *states: _State) -> bool:
+        """Decide to end the thread in one of these states, in one step with who sets them."""
+        with self._leaving:
+            self._has_left = self._state in states
+            return self._has_left
 
     def _first(self) -> _Request | None:
         if self._session is None or not self._session.has_unsynced:
@@ -258,7 +267,8 @@ class Writer:
         thread = self._thread
         if thread is None or self._state is not _State.OPEN:
             return
-        self._state = _State.PAUSING
+        with self._leaving:
+            self._state = _State.PAUSING
         self._queue.put(None)
         thread.join(self._busy_timeout_seconds + _JOIN_GRACE_SECONDS)
         if not thread.is_alive():
@@ -267,7 +277,12 @@ class Writer:
     def after_fork_in_parent(self) -> None:
         """Go on with what was waiting."""
         if self._state is _State.PAUSING:
-            self._state = _State.OPEN
+            with self._leaving:
+                self._state = _State.OPEN
+                is_late = self._has_left and self._thread is not None
+            if is_late and self._thread is not None:
+                self._thread.join()
+                self._thread = None
             if self._thread is None and not self._queue.empty():
                 self._start()
         self._guard.release()

@@ -107,9 +107,10 @@ class SQLiteStore(AsyncPlainMethods):
     async def open_run(self, request: OpenRequest) -> OpenedRun | None:
         """Claim a run; see `RecordStore.open_run`.
 
-        It is answered before the disk has it: until the run's first commit, or for some
-        milliseconds, a claim outlives the process but not the machine. Nothing can be
-        recorded in between, and a lost claim is no harm, since the claimant is lost with it.
+        Other processes see the claim at once, and it outlives this one. The disk has it with
+        the run's first commit, or some milliseconds later if that takes longer. If the machine
+        fails before, the claim is lost, and the claimant and all that it had not recorded with
+        it: nothing durable can depend on a claim that is not.
 
         Raises:
             RunLocked: another token owns it.

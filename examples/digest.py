@@ -36,6 +36,13 @@ from stroma import ExecutionResult, Pipeline, PriceTable, StromaRunner, Usage
 
 SUFFIXES = (".md", ".markdown", ".txt")
 PASSAGE_CHARS = 1500
+WRONG_USE = (
+    WrongUse,
+    stroma.ConfigError,
+    stroma.PluginError,
+    stroma.ResumeError,  # with --run-id: the id of another input
+    stroma.StoreUnusable,
+)
 AGAIN = "Start the same command again: what is recorded is not bought again."
 
 
@@ -194,7 +201,7 @@ def main() -> int:
     args = parse_arguments()
     try:
         return asyncio.run(digest(args))
-    except (WrongUse, stroma.ConfigError, stroma.PluginError, stroma.RunInputMismatch) as exc:
+    except WRONG_USE as exc:
         return complain(exc, 2)
     except stroma.StromaError as exc:
         return complain(exc, 1)
@@ -227,6 +234,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not 0 <= args.delay_ms < float("inf"):
         parser.error("--delay-ms must be 0 or more")
+    if args.price and not args.model:
+        parser.error("--price goes with --model: the local extractor costs nothing")
     return args
 
 
@@ -235,13 +244,14 @@ async def digest(args: argparse.Namespace) -> int:
     sources = find_sources(args.paths, args.report)
     extractor = choose_extractor(args.model, args.delay_ms)
     pipeline = make_pipeline(extractor, args.concurrency)
-    run_id = args.run_id or run_id_for(sources, args.model or LOCAL)
+    run_id = run_id_for(sources, args.model or LOCAL) if args.run_id is None else args.run_id
     async with make_runner(args) as runner:
         print(f"Run {run_id}: {len(sources.sources)} files, {extractor}", flush=True)
         result = await runner.run(pipeline, sources, run_id=run_id)
     tell(result)
     if not isinstance(result.final_state, Report) or not result.is_complete:
-        return complain(result.stop_reason, 1)
+        unpriced = isinstance(result.error, stroma.UnknownPrice)
+        return complain("give --price with --budget-usd" if unpriced else result.stop_reason, 1)
     write(args.report, result.final_state.markdown)
     print(f"Report: {args.report}")
     return 0

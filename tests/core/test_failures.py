@@ -32,7 +32,6 @@ HERE = NodeContext("run", "node", 1)
     ("error", "expected"),
     [
         (TimeoutError(), RECOVERABLE),
-        (TimeoutError(), RECOVERABLE),
         (NodeTimeout(), RECOVERABLE),
         (ConnectionError(), RECOVERABLE),
         (ConnectionResetError(), RECOVERABLE),

@@ -287,10 +287,10 @@ class AttemptLoop:
         Raises:
             Stopped: it does not fit now either.
         """
-        refused = await self._journal.refused_output(leaf, path)
-        if refused is None:
-            return None
         try:
+            refused = await self._journal.refused_output(leaf, path)
+            if refused is None:
+                return None
             output = accept_state(leaf.gives, refused[0], leaf.id, "output")
             payload = dump_state(leaf.gives, output, leaf.id)
         except ContractViolation as exc:
@@ -300,6 +300,7 @@ class AttemptLoop:
             )
             self._account.note_violation(exc, path)
             raise Stopped(RunStatus.FAILED, reason, exc) from exc
+        self._account.skipped[leaf.id] = None
         await self._account.save(leaf, path, position, output, payload, NO_USAGE, 0, 0.0)
         return output
 

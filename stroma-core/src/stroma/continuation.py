@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from stroma.errors import (
     CheckpointNotFound,
@@ -17,8 +18,10 @@ from stroma.errors import (
     RunNotFound,
     SchemaMismatch,
 )
+from stroma.forms import differences
 from stroma.pipeline import INPUT, Codec, Plan
 from stroma.records import (
+    PLAIN_EPOCH,
     CheckpointRecord,
     Epoch,
     OpenedRun,
@@ -27,7 +30,7 @@ from stroma.records import (
     RunRecord,
     check_digest,
 )
-from stroma.schemas import describe, differences
+from stroma.schemas import describe
 
 VIOLATION_REF = "stroma:violation"
 """Schema reference of a failed attempt whose payload holds the output that was refused."""
@@ -130,11 +133,11 @@ def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continua
     run = opened.run
     if request.state is not None:
         _check_input(run, plan, request.state)
-    results, attempts = _visible(opened, plan)
-    counted = tuple(h for h in opened.headers if h.epoch >= _first_counted(run))
     if request.restart:
         epoch = Epoch(run.epoch.number + 1, 0, False)
         return Continuation(0, {}, (), (), epoch)
+    results, attempts = _visible(opened, plan)
+    counted = tuple(h for h in opened.headers if h.epoch >= _first_counted(run))
     recorded = _recorded_prefix(run, plan, results)
     if request.resume_from is None:
         return Continuation(recorded, results, attempts, counted, None)
@@ -157,8 +160,15 @@ def _is_bought(
     attempts: tuple[RecordHeader, ...],
     plan: Plan,
 ) -> bool:
-    """Say whether going on at a position buys again: its result, or a refused output."""
-    bought = [*results.values(), *(h for h in attempts if h.schema_ref == VIOLATION_REF)]
+    """Say whether going on at a position buys again: its result, or a refused output.
+
+    Finished children of an unfinished `parallel` or `fan_out` are not bought again by going
+    on at it: that is where the run stands anyway.
+    """
+    bought = [
+        *(h for h in results.values() if h.position >= 0),
+        *(h for h in attempts if h.schema_ref == VIOLATION_REF and h.path not in results),
+    ]
     return any(plan.top[header.contract_id] >= position for header in bought)
 
 
@@ -175,17 +185,18 @@ def _visible(
     attempts: list[RecordHeader] = []
     for header in opened.headers:
         position = plan.top.get(header.contract_id, header.position)
-        if header.epoch < 0 or any(
-            epoch.number > header.epoch and position >= epoch.position for epoch in run.epochs
+        if header.epoch == PLAIN_EPOCH or any(
+            epoch.number > header.epoch and (position >= epoch.position or not epoch.position)
+            for epoch in run.epochs
         ):
             continue
-        if header.contract_id not in plan.top:
-            if header.kind == "result" and header.epoch == run.epoch.number:
-                raise _changed(opened, plan, header.contract_id)
-        elif header.kind == "result":
-            results[header.path] = header
-        else:
-            attempts.append(header)
+        if header.contract_id in plan.top:
+            if header.kind == "result":
+                results[header.path] = header
+            else:
+                attempts.append(header)
+        elif header.kind == "result" and (position >= 0 or header.epoch == run.epoch.number):
+            raise _changed(opened, plan, header.contract_id)
     return results, tuple(attempts)
 
 
@@ -195,10 +206,14 @@ def _recorded_prefix(run: RunRecord, plan: Plan, results: Mapping[str, RecordHea
     for position, header in by_position.items():
         if position >= len(plan.ids) or plan.ids[position] != header.contract_id:
             raise _moved(run, plan, by_position)
-    count = 0
-    while count in by_position:
-        count += 1
-    return count
+    for position in range(len(by_position)):
+        if position not in by_position:
+            raise CheckpointNotFound(
+                f"run {run.run_id!r}: nodes after {plan.ids[position]!r} are recorded, and its own "
+                "result is gone from the store; restore it, or give consent to buy again with "
+                f"resume_from={plan.ids[position]!r} or restart=True"
+            )
+    return len(by_position)
 
 
 def _moved(run: RunRecord, plan: Plan, found: Mapping[int, RecordHeader]) -> PipelineChanged:
@@ -222,7 +237,8 @@ def _changed(opened: OpenedRun, plan: Plan, node_id: str) -> PipelineChanged:
 
 def _check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
     recorded = read_input(run, plan)
-    if recorded != state:
+    # a NaN and a private attribute differ from themselves, and are written alike
+    if recorded != state and plan.takes.dump(recorded) != plan.takes.dump(state):
         fields = [
             name
             for name in type(state).model_fields
@@ -272,21 +288,31 @@ def _decode(
     changes: list[str] = []
     if fingerprint != codec.fingerprint:
         known = PlanDocument.from_json(run.plan).forms.get(fingerprint)
-        changes = differences(json.loads(known), codec.form) if known else []
-        upcaster = plan.upcasters.get(key)
-        if upcaster is not None and (changes or known is None):
-            payload, changes = json.dumps(upcaster(json.loads(payload))).encode(), []
-    try:
-        if not changes:
+        changes = differences(json.loads(known), codec.form) if known else ["it is not known"]
+    cause: Exception | None = None
+    if not changes:
+        try:
             return codec.load(payload)
-    except ValidationError as exc:
-        changes = describe(exc)
-        if fingerprint == codec.fingerprint and any("JSON" in change for change in changes):
-            raise RecordCorrupt(f"run {run.run_id!r}: {place} cannot be read: {changes}") from exc
+        except ValidationError as exc:
+            changes, cause = describe(exc), exc
+            if fingerprint == codec.fingerprint and any("JSON" in change for change in changes):
+                raise RecordCorrupt(
+                    f"run {run.run_id!r}: {place} cannot be read: {changes}"
+                ) from exc
+    upcaster = plan.upcasters.get(key)
+    if upcaster is not None:
+        try:
+            return codec.load(to_json(upcaster(json.loads(payload))))
+        except ValidationError as exc:
+            changes, cause = describe(exc), exc
+        except Exception as exc:
+            changes, cause = [f"its upcaster raised {type(exc).__name__}: {exc}"], exc
+    elsewhere = "use another run_id" if key == INPUT else (
+        "give consent to buy again with resume_from or restart"
+    )
     raise SchemaMismatch(
         f"run {run.run_id!r}: {place} was recorded under another schema than "
         f"{codec.schema.__name__} is now: {'; '.join(changes)}. Mend it with "
-        f"Pipeline(…, upcasters={{{key!r}: function}}), or give consent to buy again with "
-        f"resume_from or restart",
+        f"Pipeline(…, upcasters={{{key!r}: function}}), or {elsewhere}",
         changes=changes,
-    )
+    ) from cause

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from stroma.errors import ConfigError, ContractViolation, StateNotStorable
+from stroma.forms import unstorable_fields
 from stroma.ids import check_id
-from stroma.schemas import StateCodec, codec_of, describe, unstorable_fields
+from stroma.schemas import StateCodec, codec_of, describe
 
 
 class NodeContract(BaseModel):
@@ -125,6 +126,9 @@ def accept_state(
         return codec.validate(raw) if type(raw) is dict else codec.accept(raw)
     except ValidationError as exc:
         raise ContractViolation(node_id, direction, describe(exc), raw) from exc
+    except Exception as exc:  # of a validator: what it looked at may be paid for
+        problem = f"validating {codec.schema.__name__} raised {type(exc).__name__}: {exc}"
+        raise ContractViolation(node_id, direction, [problem], raw) from exc
 
 
 def dump_state(

@@ -85,7 +85,11 @@ class Journal(Protocol):
         ...
 
     async def refused_output(self, step: Leaf, path: str) -> tuple[object] | None:
-        """Return the recorded output that did not fit the contract, in a tuple, or None."""
+        """Return the recorded output that did not fit the contract, in a tuple, or None.
+
+        Raises:
+            ContractViolation: it holds what JSON does not have, and was recorded for people only.
+        """
         ...
 
     async def result(

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from stroma.contracts import ContractRegistry, NodeContract, check_storable
 from stroma.errors import ConfigError
 from stroma.failures import PolicyMap
+from stroma.forms import unstorable_fields
 from stroma.ids import check_id, path_of
 from stroma.nodes import (
     CONTRACT,
@@ -27,7 +28,7 @@ from stroma.nodes import (
     wants_context,
 )
 from stroma.records import PlanDocument
-from stroma.schemas import StateCodec, codec_of, unstorable_fields
+from stroma.schemas import StateCodec, codec_of
 
 Upcaster: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
-from pydantic_core import to_json
 
 from stroma._aio import call_store, finish
 from stroma.batching import CommitBatcher, send_commits
@@ -51,6 +50,7 @@ from stroma.records import (
     check_digest,
     digest_of,
 )
+from stroma.schemas import tolerant_json
 
 FAILURE_REF = "stroma:failure"
 _MESSAGE_CHARS = 500
@@ -145,9 +145,14 @@ class RecordJournal:
             return None
         (record,) = await self._fetch([latest.key])
         try:
-            return (json.loads(check_digest(record))["output"],)
+            document = json.loads(check_digest(record))
+            output, is_exact = document["output"], document["is_exact"]
         except (ValueError, KeyError, TypeError) as exc:
             raise RecordCorrupt(f"run {self.run_id!r}: the attempt of {path!r}: {exc}") from exc
+        if not is_exact:
+            problem = "the recorded output holds values that JSON does not have"
+            raise ContractViolation(step.id, "output", [problem], output)
+        return (output,)
 
     def carried(self) -> Mapping[str, Sequence[Usage]]:
         """See `Journal.carried`."""
@@ -209,8 +214,8 @@ class RecordJournal:
         ref = FAILURE_REF
         if isinstance(error, ContractViolation) and error.direction == "output":
             ref = VIOLATION_REF
-            document["output"] = _tolerant(error.raw)
-        payload = json.dumps(document, ensure_ascii=False).encode(errors="replace")
+            document["output"], document["is_exact"] = tolerant_json(error.raw)
+        payload = json.dumps(document).encode()  # in ASCII: half a surrogate pair comes back, too
         digest = digest_of(payload)
         number = self._next_attempt(path)
         header = self._header(path, "attempt", number, -1, step.id, ref, "", digest, usage)
@@ -318,12 +323,6 @@ class RecordJournal:
         if self._batcher is not None:
             return await self._batcher.commit(commit)
         return (await send_commits(self._commit_many, (commit,)))[0]
-
-
-def _tolerant(raw: object) -> object:
-    """Return anything as JSON-compatible data: it was paid for, and must not be lost."""
-    data = to_json(raw, serialize_unknown=True, inf_nan_mode="strings", bytes_mode="base64")
-    return json.loads(data)
 
 
 async def open_record_journal(

@@ -135,6 +135,8 @@ class TestClaims:
         await store.commit_many([commit(record(), lease_ms=60_000)])
         (run,) = (await store.runs(RunQuery())).runs
         assert run.lease_expires_at == clock.time + 60
+        await store.commit_many([commit(lease_ms=1_000)])
+        assert (await store.runs(RunQuery())).runs == (run,)
 
     async def test_of_many_claimants_one_wins(self, store: Awaited) -> None:
         claims = [store.open_run(request(token=f"w{i}")) for i in range(20)]

@@ -171,7 +171,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.records[run_id] = after
         run = self.model.runs[run_id]
         if lease:
-            run = run._replace(lease_expires_at=self.clock.time + lease)
+            end = max(run.lease_expires_at, self.clock.time + lease)
+            run = run._replace(lease_expires_at=end)
         if update is not None:
             run = update.apply(run, self.clock.time)
         self.model.runs[run_id] = run

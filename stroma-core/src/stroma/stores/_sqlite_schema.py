@@ -24,8 +24,10 @@ APPLICATION_ID: Final = 0x5374726D
 FORMAT: Final = 1
 """Kept as ``user_version``. A later format that this one cannot read has a higher number."""
 
-# A run's row is rewritten by every commit, for the lease: what is large and never changes lies
-# in a table of its own. `cost_usd` is the text of a decimal, "" when nobody knows the price.
+# What a commit costs is the number of pages that it writes. Records are clustered by their key,
+# so that adding one touches one page, and not an index besides. A run's row changes often: what
+# is large and never changes lies in a table of its own. `seq` orders records by the time they
+# were added. `cost_usd` is the text of a decimal, "" when nobody knows the price.
 CREATE: Final = (
     """
     CREATE TABLE runs (
@@ -63,7 +65,6 @@ CREATE: Final = (
     """,
     """
     CREATE TABLE records (
-        seq INTEGER PRIMARY KEY,
         run_id TEXT NOT NULL,
         epoch INTEGER NOT NULL,
         path TEXT NOT NULL,
@@ -83,9 +84,10 @@ CREATE: Final = (
         active_ms REAL NOT NULL,
         trace_parent TEXT NOT NULL,
         created_at REAL NOT NULL,
+        seq INTEGER NOT NULL,
         payload BLOB NOT NULL,
-        UNIQUE (run_id, path, kind, attempt, epoch)
-    )
+        PRIMARY KEY (run_id, path, kind, attempt, epoch)
+    ) WITHOUT ROWID
     """,
 )
 
@@ -97,7 +99,7 @@ RUN_COLUMNS: Final = (
 HEADER_COLUMNS: Final = (
     "run_id, epoch, path, kind, attempt, position, commit_id, contract_id, schema_ref, "
     "fingerprint, digest, input_tokens, output_tokens, cost_usd, model, price_source, "
-    "active_ms, trace_parent, created_at"
+    "active_ms, trace_parent, created_at, seq"
 )
 
 Row = tuple[Any, ...]
@@ -158,10 +160,10 @@ def run_of(row: Row) -> RunRecord:
         raise RecordCorrupt(f"run {row[0]!r}: its row cannot be read: {exc}") from exc
 
 
-def record_row(record: CheckpointRecord) -> Row:
+def record_row(record: CheckpointRecord, seq: int) -> Row:
     """Return the row of ``records``: `HEADER_COLUMNS` and the payload."""
     header, payload = record
-    return (*header[:11], *usage_row(header.usage), *header[12:], payload)
+    return (*header[:11], *usage_row(header.usage), *header[12:], seq, payload)
 
 
 def header_of(row: Row) -> RecordHeader:

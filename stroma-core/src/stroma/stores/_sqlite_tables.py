@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -53,6 +54,9 @@ def _marks(columns: str) -> str:
     return ", ".join("?" for _ in columns.split(","))
 
 
+_LEASE_SLACK: Final = 0.01
+"""A commit extends the lease only if it would grow by more than this share of its length."""
+
 _FIND_RUN: Final = (
     "SELECT " + RUN_COLUMNS + ", input_payload, plan "
     "FROM runs CROSS JOIN run_documents USING (run_id) WHERE run_id = ?"
@@ -65,7 +69,7 @@ _CLAIM: Final = (
     "UPDATE runs SET status = ?, owner = ?, holder = ?, lock = ?, lease_expires_at = ?, "
     "updated_at = ? WHERE run_id = ?"
 )
-_OWNER: Final = "SELECT owner, holder FROM runs WHERE run_id = ?"
+_OWNER: Final = "SELECT owner, holder, lease_expires_at FROM runs WHERE run_id = ?"
 _EXTEND: Final = "UPDATE runs SET lease_expires_at = ? WHERE run_id = ? AND owner = ?"
 _RELEASE: Final = (
     "UPDATE runs SET owner = '', holder = '', lock = '', lease_expires_at = 0, updated_at = ? "
@@ -79,7 +83,7 @@ _UPDATE_RUN: Final = (
     "model = COALESCE(?, model), price_source = COALESCE(?, price_source), "
     "active_ms = COALESCE(?, active_ms), lease_expires_at = COALESCE(?, lease_expires_at), "
     "owner = COALESCE(?, owner), holder = COALESCE(?, holder), lock = COALESCE(?, lock) "
-    "WHERE run_id = ? AND owner = ?"
+    "WHERE run_id = ?"
 )
 _UPDATE_PLAN: Final = "UPDATE run_documents SET plan = ? WHERE run_id = ?"
 _VALUES: Final = (
@@ -139,6 +143,7 @@ class Tables:
         self._execute = connection.cursor().execute
         self._now = clock.now
         self._lock = lock
+        self._seq = 0
 
     def open_run(self, request: OpenRequest) -> OpenedRun | None:
         """Claim a run, creating it if the request says how."""
@@ -191,7 +196,10 @@ class Tables:
         return OpenedRun(run, headers, record, is_claimed=is_claimed)
 
     def _headers(self, run_id: str) -> list[RecordHeader]:
-        return [header_of(row) for row in self._execute(_HEADERS, (run_id, PLAIN_EPOCH))]
+        rows = self._execute(_HEADERS, (run_id, PLAIN_EPOCH)).fetchall()
+        if rows:
+            self._seq = max(self._seq, rows[-1][-1])
+        return [header_of(row) for row in rows]
 
     def commit(self, commit: Commit) -> StoreError | None:
         """Write one commit, or return why not."""
@@ -207,13 +215,22 @@ class Tables:
             return None
         for header in added:  # nobody has seen them: the transaction goes on
             self._execute(_TAKE_BACK, header[:5])
-        owner, holder = self._owner(run_id)
+        owner, holder, _ = self._owner(run_id)
         return refused if owner == token else stale(run_id, holder)
+
+    def _next_seq(self) -> int:
+        """Return a number above that of every record of the runs that were opened here.
+
+        A worker opens a run before it adds to it. So the order holds even if the machine's
+        clock was turned back since another process wrote.
+        """
+        self._seq = max(self._seq + 1, time.time_ns())
+        return self._seq
 
     def _replace(self, commit: Commit) -> StoreError | None:
         try:
             for record in commit.records:
-                self._execute(_REPLACE_RECORD, record_row(record))
+                self._execute(_REPLACE_RECORD, record_row(record, self._next_seq()))
         except UNSTORABLE as exc:
             return unstorable(commit.run_id, exc)
         return None
@@ -224,7 +241,7 @@ class Tables:
         """Add records until one is refused; list those that were not there before."""
         for record in records:
             header = record.header
-            if self._execute(_ADD_RECORD, record_row(record)).rowcount == 1:
+            if self._execute(_ADD_RECORD, record_row(record, self._next_seq())).rowcount == 1:
                 added.append(header)
             elif self._execute(_COMMIT_ID, header[:5]).fetchone() != (header.commit_id,):
                 return already_committed(header.key)
@@ -233,36 +250,24 @@ class Tables:
     def _change_run(self, commit: Commit) -> StoreError | None:
         """Change the run's row, if the token owns the run."""
         run_id, token, _, update, lease_ms = commit
-        expires_at = self._now() + lease_ms / 1000 if lease_ms else None
+        owner, holder, lease_expires_at = self._owner(run_id)
+        if owner != token:
+            return stale(run_id, holder)
+        now = self._now()
+        if lease_ms:
+            ends_at = now + lease_ms / 1000
+            # A page less to write for a commit that comes soon after another.
+            if ends_at - lease_expires_at > lease_ms / 1000 * _LEASE_SLACK:
+                self._execute(_EXTEND, (ends_at, run_id, token))
         if update is not None:
-            changed = self._execute(_UPDATE_RUN, self._changes(update, expires_at, run_id, token))
-            is_owner = changed.rowcount == 1
-            if is_owner and update.plan is not None:
+            self._execute(_UPDATE_RUN, _changes(run_id, update, now))
+            if update.plan is not None:
                 self._execute(_UPDATE_PLAN, (update.plan, run_id))
-        elif expires_at is not None:
-            is_owner = self._execute(_EXTEND, (expires_at, run_id, token)).rowcount == 1
-        else:
-            is_owner = self._owner(run_id)[0] == token
-        return None if is_owner else stale(run_id, None)
+        return None
 
-    def _changes(self, update: RunUpdate, expires_at: float | None, run_id: str, token: str) -> Row:
-        return (
-            self._now(),
-            None if update.status is None else update.status.value,
-            None if update.stop_reason is None else storable(update.stop_reason),
-            None if update.epochs is None else epochs_text(update.epochs),
-            update.version,
-            *((None,) * 5 if update.spend is None else usage_row(update.spend)),
-            update.active_ms,
-            *((0.0, "", "", "") if update.release else (expires_at, None, None, None)),
-            run_id,
-            token,
-        )
-
-    def _owner(self, run_id: str) -> tuple[str, str | None]:
-        """Return the token and the holder of a run; the holder is None if there is no run."""
-        row = self._execute(_OWNER, (run_id,)).fetchone()
-        return ("", None) if row is None else (row[0], row[1])
+    def _owner(self, run_id: str) -> tuple[str, str | None, float]:
+        """Return token, holder and lease of a run; the holder is None if there is no run."""
+        return self._execute(_OWNER, (run_id,)).fetchone() or ("", None, 0.0)
 
     def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
         """Extend the leases of those that own."""
@@ -316,6 +321,21 @@ class Tables:
         """Write without changing anything, to see whether writing works."""
         (version,) = self._execute("PRAGMA user_version").fetchone()
         self._execute(f"PRAGMA user_version = {int(version)}")
+
+
+def _changes(run_id: str, update: RunUpdate, now: float) -> Row:
+    """Return the values of `_UPDATE_RUN`."""
+    return (
+        now,
+        None if update.status is None else update.status.value,
+        None if update.stop_reason is None else storable(update.stop_reason),
+        None if update.epochs is None else epochs_text(update.epochs),
+        update.version,
+        *((None,) * 5 if update.spend is None else usage_row(update.spend)),
+        update.active_ms,
+        *((0.0, "", "", "") if update.release else (None,) * 4),
+        run_id,
+    )
 
 
 def _conditions(query: RunQuery) -> tuple[str, Row]:

@@ -180,7 +180,7 @@ class InMemoryStore(SyncPlainMethods):
         if refused is not None:
             return refused
         if lease_ms:
-            entry.lease_expires_at = self._now() + lease_ms / 1000
+            entry.lease_expires_at = max(entry.lease_expires_at, self._now() + lease_ms / 1000)
         if update is not None:
             entry.put(update.apply(entry.current(run), self._now()))
         return None

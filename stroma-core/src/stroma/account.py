@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -37,8 +37,7 @@ class Stopped(Exception):
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What an execution is given besides its plan and journal.
 
     Attributes:
@@ -129,12 +128,10 @@ class RunAccount:
         )
 
     def settle(self, node_id: str, scope: NodeScope) -> Usage:
-        """Price what an attempt used, and add it to the run's account."""
+        """Add what an attempt used to the run's account."""
         usage = scope.usage
         if usage is NO_USAGE:
             return usage
-        if usage.cost_usd is None:
-            usage = self.ledger.priced(usage)
         self.ledger.settle(usage)
         self.usage[node_id] = self.usage.get(node_id, NO_USAGE).plus(usage)
         return usage
@@ -197,8 +194,8 @@ class RunAccount:
             self.ledger.check_prices()
         except UnknownPrice as exc:
             return exc
-        crossed = self.ledger.is_crossed(self.this_start_ms)
-        reason = "" if crossed is None else f"complete, and over budget: {crossed}"
+        crossed = self.ledger.crossed(self.this_start_ms)
+        reason = f"complete, and over budget: {crossed}" if crossed else ""
         return Stop(RunStatus.COMPLETED, reason, self.ledger.spent)
 
     def skip(self, node_id: str, path: str) -> None:

@@ -93,6 +93,7 @@ class AttemptLoop:
                 self._model(leaf, rules),
                 rules,
                 self._budget_left,
+                self._account.ledger.priced,
             )
             token = enter_scope(scope)
             try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stroma.errors import BudgetExceeded, ConfigError, UnknownPrice
+
+logger = logging.getLogger("stroma")
 
 ZERO_USD = Decimal(0)
 
@@ -127,7 +131,7 @@ class ExecutionBudget(BaseModel):
         latency_ms: milliseconds of active time: downtime between two starts does not count.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     tokens: int | None = Field(default=None, ge=0)
     cost_usd: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -149,7 +153,7 @@ class ModelFallback(BaseModel):
             USD, from 0 to 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: str = Field(min_length=1)
     to: str = Field(min_length=1)
@@ -158,6 +162,24 @@ class ModelFallback(BaseModel):
 
 OnUnknownPrice: TypeAlias = Literal["error", "tokens_only"] | Price
 """Under a USD budget, tokens that nobody can price are an error, not counted, or priced so."""
+
+
+def _ask(pricer: Pricer, usage: Usage) -> Price | None:
+    """Return a pricer's answer; one that raises must not lose what was paid for."""
+    name = getattr(pricer, "__qualname__", type(pricer).__name__)
+    try:
+        price = pricer(usage.model, usage.input_tokens, usage.output_tokens)
+    except Exception:
+        logger.warning(
+            "pricer %s raised on model %r; it was passed over", name, usage.model, exc_info=True
+        )
+        return None
+    if price is None or isinstance(price, Price):
+        return price
+    logger.warning(
+        "pricer %s returned %r, which is no Price or None; it was passed over", name, price
+    )
+    return None
 
 
 class Ledger:
@@ -227,11 +249,10 @@ class Ledger:
         return usage._replace(cost_usd=cost, price_source=price.source)
 
     def _price(self, usage: Usage) -> Price | None:
-        if usage.model:
-            for pricer in self._pricers:
-                price = pricer(usage.model, usage.input_tokens, usage.output_tokens)
-                if price is not None:
-                    return price
+        for pricer in self._pricers if usage.model else ():
+            price = _ask(pricer, usage)
+            if price is not None:
+                return price
         return self._on_unknown_price if isinstance(self._on_unknown_price, Price) else None
 
     def settle(self, usage: Usage) -> None:
@@ -252,14 +273,24 @@ class Ledger:
         if budget.is_unlimited:
             return
         self.check_prices()
-        if budget.tokens is not None and self.spent.tokens >= budget.tokens:
-            raise self._reached("tokens", f"{self.spent.tokens} tokens", f"{budget.tokens}")
-        if budget.cost_usd is not None and (self.spent.cost_usd or ZERO_USD) >= budget.cost_usd:
-            raise self._reached("cost_usd", f"${self.spent.cost_usd}", f"${budget.cost_usd}")
+        found = self._first_limit(this_start_ms, operator.ge)
+        if found is not None:
+            raise self._reached(*found)
+
+    def _first_limit(
+        self, this_start_ms: float, compare: Callable[[Any, Any], bool]
+    ) -> tuple[str, str, str] | None:
+        """Return name, budget and spending of the first limit that compares so, or None."""
+        budget, spent_usd = self.budget, self.spent.cost_usd or ZERO_USD
+        if budget.tokens is not None and compare(self.spent.tokens, budget.tokens):
+            return "tokens", f"{budget.tokens} tokens", f"{self.spent.tokens} tokens"
+        if budget.cost_usd is not None and compare(spent_usd, budget.cost_usd):
+            return "cost_usd", f"${budget.cost_usd}", f"${spent_usd}"
         if budget.latency_ms is not None:
-            active = self.active_ms(this_start_ms)
-            if active >= budget.latency_ms:
-                raise self.latency_reached(active)
+            active_ms = self.active_ms(this_start_ms)
+            if compare(active_ms, budget.latency_ms):
+                return "latency_ms", f"{budget.latency_ms:g} ms", f"{active_ms:.0f} ms"
+        return None
 
     def check_prices(self) -> None:
         """Refuse to go on when a USD budget cannot be kept.
@@ -282,22 +313,21 @@ class Ledger:
 
     def latency_reached(self, active_ms: float) -> BudgetExceeded:
         """Return the error for a reached latency limit."""
-        return self._reached("latency_ms", f"{active_ms:.0f} ms", f"{self.budget.latency_ms} ms")
+        return self._reached("latency_ms", f"{self.budget.latency_ms:g} ms", f"{active_ms:.0f} ms")
 
-    def _reached(self, limit: str, spent: str, allowed: str) -> BudgetExceeded:
+    def _reached(self, limit: str, allowed: str, spent: str) -> BudgetExceeded:
         return BudgetExceeded(
-            f"the budget of {allowed} {limit} is reached: {spent} spent; "
+            f"the budget of {allowed} is reached: {spent} spent; "
             "start the run again with a higher budget to go on",
             limit=limit,
         )
 
-    def is_crossed(self, this_start_ms: float) -> str | None:
-        """Return what `check` would say, or None."""
-        try:
-            self.check(this_start_ms)
-        except (BudgetExceeded, UnknownPrice) as exc:
-            return str(exc)
-        return None
+    def crossed(self, this_start_ms: float) -> str:
+        """Return which limit a complete run is over, as a phrase, or ""."""
+        if self.budget.is_unlimited:
+            return ""
+        found = self._first_limit(this_start_ms, operator.gt)
+        return "" if found is None else f"{found[2]} spent of {found[1]}"
 
     def active_fallbacks(self) -> tuple[ModelFallback, ...]:
         """Return the rules whose share of the budget is spent now.

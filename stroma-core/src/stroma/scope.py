@@ -29,6 +29,7 @@ class NodeScope:
 
     __slots__ = (
         "_left",
+        "_price",
         "_rules",
         "attempt",
         "deadline",
@@ -52,6 +53,7 @@ class NodeScope:
         model: str,
         rules: tuple[ModelFallback, ...],
         left: Callable[[], ExecutionBudget],
+        price: Callable[[Usage], Usage],
     ) -> None:
         self.run_id = run_id
         self.epoch = epoch
@@ -64,6 +66,7 @@ class NodeScope:
         self.usage = NO_USAGE
         self._rules = rules
         self._left = left
+        self._price = price
 
     @property
     def item(self) -> int | None:
@@ -85,9 +88,11 @@ class NodeScope:
         return hashlib.sha256(place.encode()).hexdigest()[:32]
 
     def add(self, usage: Usage) -> None:
-        """Count usage, by the model that is in force."""
+        """Count usage, each call at the price of the model that is in force."""
         if self._rules and usage.model:
             usage = usage._replace(model=model_under(self._rules, usage.model))
+        if usage.cost_usd is None:
+            usage = self._price(usage)
         self.usage = self.usage.plus(usage)
 
 

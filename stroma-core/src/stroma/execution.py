@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
 
-from stroma.account import RunAccount
+from stroma.account import RunAccount, Stopped
 from stroma.attempts import AttemptLoop
 from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
-from stroma.errors import ContractViolation
+from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
 from stroma.ids import path_of
 from stroma.pipeline import Each, Group, Leaf, Plan, Step
 
@@ -78,15 +78,24 @@ class Execution:
         self, step: Group, state: BaseModel, index: tuple[int, ...], path: str
     ) -> BaseModel:
         value = self._account.accept(step, state, path)
+        over_budget: list[Stopped] = []
+        outputs: dict[str, BaseModel] = {}
+
+        async def work(child: Step) -> None:
+            try:
+                outputs[child.id] = await self._step(child, value, index, -1)
+            except Stopped as exc:
+                _keep_siblings(exc, over_budget)
+
         try:
             async with asyncio.TaskGroup() as tasks:
-                children = [
-                    tasks.create_task(self._step(child, value, index, -1))
-                    for child in step.children
-                ]
+                for child in step.children:
+                    tasks.create_task(work(child))
         except BaseExceptionGroup as group:
             raise _first(group) from None
-        return step.merge([child.result() for child in children])
+        if over_budget:
+            raise self._restated(over_budget[0])
+        return step.merge([outputs[child.id] for child in step.children])
 
     async def _each(
         self, step: Each, state: BaseModel, index: tuple[int, ...], path: str
@@ -115,10 +124,16 @@ class Execution:
         """Fill in the outputs that are not recorded, a bounded number at a time."""
         missing = [i for i, output in enumerate(outputs) if output is None]
         left = iter(missing)
+        over_budget: list[Stopped] = []
 
         async def work(left: Iterator[int]) -> None:
-            for i in left:
-                outputs[i] = await self._item(step.child, items[i], (*index, i))
+            try:
+                for i in left:
+                    outputs[i] = await self._item(step.child, items[i], (*index, i))
+            except Stopped as exc:
+                _keep_siblings(exc, over_budget)
+                for _ in left:  # nobody begins another one
+                    pass
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -126,11 +141,32 @@ class Execution:
                     tasks.create_task(work(left))
         except BaseExceptionGroup as group:
             raise _first(group) from None
+        if over_budget:
+            raise self._restated(over_budget[0])
+
+    def _restated(self, stopped: Stopped) -> Stopped:
+        """Return why the budget stops the run, now that what was under way is settled."""
+        try:
+            self._account.ledger.check(self._account.this_start_ms)
+        except (BudgetExceeded, UnknownPrice) as exc:
+            return Stopped(stopped.status, str(exc), exc)
+        return stopped
 
     async def _item(self, child: Step, item: BaseModel, index: tuple[int, ...]) -> BaseModel:
         if isinstance(child, Leaf):
             return await self._attempts(child, item, index, path_of(child.id, index), -1)
         return await self._step(child, item, index, -1)
+
+
+def _keep_siblings(stopped: Stopped, over_budget: list[Stopped]) -> None:
+    """Note that the budget lets nothing begin; what is under way is paid for, and goes on.
+
+    Raises:
+        Stopped: the run is stopped for another reason.
+    """
+    if not isinstance(stopped.error, BudgetExceeded | UnknownPrice):
+        raise stopped
+    over_budget.append(stopped)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -346,6 +346,8 @@ def tell(result: ExecutionResult) -> None:
     usd = result.cost_usd - (before.cost_usd or 0)
     print(f"Spent by this start: {amount(Usage(tokens, 0, usd), known)}")
     print(f"Spent in all: {amount(total, known)}")
+    if result.in_doubt:
+        print(f"In doubt: {len(result.in_doubt)} calls were cut, and may have been billed besides")
 
 
 def amount(usage: Usage, is_price_known: bool) -> str:

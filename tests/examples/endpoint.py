@@ -17,6 +17,7 @@ class Reply(NamedTuple):
     status: int = 200
     content: str = ""
     headers: Mapping[str, str] = {}
+    delay_seconds: float | None = None
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -70,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.server.faults.pop(0) if self.server.faults else Reply(200, content)
             if fault.status == 200:
                 self.server.billed.append((passage, sum(usage.values())))
-        time.sleep(self.server.latency_seconds)
+        own = fault.delay_seconds
+        time.sleep(self.server.latency_seconds if own is None else own)
         message = {"role": "assistant", "content": fault.content}
         answer = {"model": "m-2026", "choices": [{"message": message}], "usage": usage}
         data = json.dumps(answer) if fault.status == 200 else fault.content

@@ -33,7 +33,7 @@ def table(out: str) -> list[Row]:
 
 def test_the_table(tmp_path: Path) -> None:
     done = run("bill.py", "--markdown", cwd=tmp_path)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, ""), done.err
     assert all(line.startswith("|") for line in done.out.splitlines())
     plain, kept = table(done.out)
     assert plain == Row(800, 300, 300, plain.usd)
@@ -48,7 +48,7 @@ def test_the_table(tmp_path: Path) -> None:
 def test_other_sizes(tmp_path: Path, calls: int, concurrency: int, share: float) -> None:
     sizes = ("--calls", calls, "--concurrency", concurrency, "--kill-at", share)
     done = run("bill.py", *sizes, "--latency-ms", 5, cwd=tmp_path)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, ""), done.err
     plain, kept = table(done.out)
     assert kept.twice == kept.in_doubt == min(concurrency, calls)
     assert kept.billed == calls + kept.twice

@@ -130,6 +130,32 @@ def test_a_useless_answer_is_paid_for_and_asked_again(folder: Path, endpoint: En
     assert done.tokens(IN_ALL) == endpoint.tokens
 
 
+def test_calls_that_a_failure_cuts_are_told(folder: Path, endpoint: Endpoint) -> None:
+    endpoint.latency_seconds = 0.3
+    endpoint.faults = [Reply(400, "no", delay_seconds=0.0)]
+    failed = digest(folder, endpoint.url)
+    assert failed.code == 1
+    in_doubt = int(failed.line("In doubt: ").split()[0])
+    assert in_doubt == CONCURRENCY - 1
+    assert failed.tokens(IN_ALL) == 0
+    endpoint.latency_seconds = 0.01
+    done = digest(folder, endpoint.url)
+    assert done.code == 0
+    assert done.tokens(IN_ALL) < endpoint.tokens
+    assert len(endpoint.billed) == 20 + in_doubt
+
+
+def test_a_budget_loses_no_call_that_is_under_way(folder: Path, endpoint: Endpoint) -> None:
+    stopped = digest(folder, endpoint.url, "--budget-tokens", 1000)
+    assert stopped.code == 1
+    assert "In doubt" not in stopped.out
+    assert stopped.tokens(IN_ALL) == endpoint.tokens
+    done = digest(folder, endpoint.url, "--budget-tokens", 100_000)
+    assert done.code == 0
+    assert done.tokens(IN_ALL) == endpoint.tokens
+    assert len(endpoint.billed) == 20
+
+
 def test_a_redirect_does_not_carry_the_key_away(folder: Path, endpoint: Endpoint) -> None:
     with serving() as other:
         location = {"Location": f"{other.url}/chat/completions"}

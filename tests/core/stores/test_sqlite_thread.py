@@ -16,8 +16,9 @@ import pytest
 from stroma.errors import AlreadyCommitted, StoreError, StoreUnusable
 from stroma.records import RecordKey, RunQuery
 from stroma.stores import _sqlite_session, _sqlite_thread
+from stroma.stores._owner_lock import OwnerLock
 from stroma.stores.sqlite import SQLiteStore
-from tests.core.stores.support import Note, commit, in_child, record, request, steps
+from tests.core.stores.support import ManualClock, Note, commit, in_child, record, request, steps
 
 
 @contextmanager
@@ -189,6 +190,15 @@ class TestGrouping:
             await sqlite.commit_many([commit(record(path=f"n{i}"), lease_ms=1000)])
         assert transactions == [False, True, True, True]
 
+    def test_the_pragma_is_not_lost_in_a_cache_of_statements(self, database: Path) -> None:
+        session = _sqlite_session.Session(database, 1.0, ManualClock(), OwnerLock(database))
+        levels = []
+        for durable in (True, False, True, False, True):
+            session.transact(session.tables.touch, durable=durable)
+            levels += session._connection.execute("PRAGMA synchronous").fetchone()
+        session.close()
+        assert levels == [2, 1, 2, 1, 2]
+
     async def test_a_claim_without_a_commit_reaches_the_disk_by_itself(
         self, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -203,6 +213,13 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+async def threads_ended() -> None:
+    """Wait for the thread that waited for the store's thread to see that it may end, too."""
+    async with asyncio.timeout(5):
+        while any(thread.name.startswith("stroma") for thread in threading.enumerate()):
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 class TestNothingIsLeft:
     async def test_after_aclose(self, database: Path) -> None:
@@ -214,10 +231,12 @@ class TestNothingIsLeft:
             await store.aclose()
 
         await use()
-        files, threads = open_files(), threading.active_count()
+        await threads_ended()
+        files = open_files()
         for _ in range(10):
             await use()
-        assert (open_files(), threading.active_count()) == (files, threads)
+        await threads_ended()
+        assert open_files() == files
 
     async def test_after_files_that_are_refused(self, database: Path) -> None:
         database.write_text("no database " * 100)
@@ -353,6 +372,23 @@ class TestForks:
         clock.go_on.set()
         assert "make the store after the fork" in text
         assert (await task).is_claimed  # type: ignore[union-attr]
+        await store.aclose()
+
+    async def test_a_thread_that_leaves_late_is_replaced(
+        self, database: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_sqlite_thread, "_JOIN_GRACE_SECONDS", 0.01)
+        clock = StuckClock()
+        store = SQLiteStore(database, clock=clock, busy_timeout_seconds=0.0)
+        task = asyncio.create_task(store.open_run(request()))
+        while not clock.is_asked.is_set():
+            await asyncio.sleep(0.001)
+        store._writer.before_fork()
+        clock.go_on.set()
+        await threads_ended()
+        store._writer.after_fork_in_parent()
+        assert (await task).is_claimed  # type: ignore[union-attr]
+        assert await store.commit_many([commit(record())]) == [None]
         await store.aclose()
 
 

@@ -61,7 +61,6 @@ from stroma.failures import (
     default_policy_map,
 )
 from stroma.hooks import BudgetDetails, NodeHooks, RetryDetails, RunStart
-from stroma.hookspecs import hookimpl
 from stroma.nodes import fan_out, node, parallel, stroma_node
 from stroma.pipeline import Pipeline
 from stroma.records import RunStatus
@@ -74,6 +73,7 @@ from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
 
 if TYPE_CHECKING:
+    from stroma.hookspecs import hookimpl
     from stroma.stores.sqlite import SQLiteStore
 
 __all__ = [

@@ -11,9 +11,8 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -96,8 +95,7 @@ class Durability(StrEnum):
     """The loss of the machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What a level 1 store promises.
 
     Attributes:

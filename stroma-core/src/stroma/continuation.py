@@ -307,8 +307,10 @@ def _decode(
             changes, cause = describe(exc), exc
         except Exception as exc:
             changes, cause = [f"its upcaster raised {type(exc).__name__}: {exc}"], exc
-    elsewhere = "use another run_id" if key == INPUT else (
-        "give consent to buy again with resume_from or restart"
+    elsewhere = (
+        "use another run_id"
+        if key == INPUT
+        else ("give consent to buy again with resume_from or restart")
     )
     raise SchemaMismatch(
         f"run {run.run_id!r}: {place} was recorded under another schema than "

@@ -22,7 +22,7 @@ class NodeContract(BaseModel):
         output_schema: the model that the node gives.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     node_id: str
     input_schema: type[BaseModel]

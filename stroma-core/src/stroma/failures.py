@@ -6,9 +6,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,8 +36,7 @@ class FailureClass(StrEnum):
     """Nobody can tell: retried less, and then somebody has to look."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeContext:
+class NodeContext(NamedTuple):
     """What a classifier is told about the place of a failure.
 
     Attributes:
@@ -54,8 +52,7 @@ class NodeContext:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FailureVerdict:
+class FailureVerdict(NamedTuple):
     """What a classifier may return instead of a bare class.
 
     Attributes:
@@ -178,7 +175,7 @@ class FailurePolicy(BaseModel):
             node is out of retries.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     max_retries: int = Field(default=3, ge=0)
     base_delay_seconds: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -211,8 +208,6 @@ class FailurePolicy(BaseModel):
 
 PolicyMap: TypeAlias = Mapping[FailureClass, FailurePolicy]
 
-NO_RETRY = FailurePolicy(max_retries=0)
-
 
 def default_policy_map() -> dict[FailureClass, FailurePolicy]:
     """Return the policies that hold where a run or node sets none.
@@ -222,7 +217,7 @@ def default_policy_map() -> dict[FailureClass, FailurePolicy]:
     return {
         FailureClass.RECOVERABLE: FailurePolicy(max_retries=3),
         FailureClass.AMBIGUOUS: FailurePolicy(max_retries=1),
-        FailureClass.TERMINAL: NO_RETRY,
+        FailureClass.TERMINAL: FailurePolicy(max_retries=0),
     }
 
 

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from stroma.cost import Usage
 from stroma.failures import FailureClass
@@ -19,8 +19,7 @@ logger = logging.getLogger("stroma")
 State: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class RunStart:
+class RunStart(NamedTuple):
     """A run begins or is continued.
 
     Attributes:
@@ -42,8 +41,7 @@ class RunStart:
     trace_parent: str
 
 
-@dataclass(frozen=True, slots=True)
-class RetryDetails:
+class RetryDetails(NamedTuple):
     """A failed attempt is about to be repeated.
 
     Attributes:
@@ -67,8 +65,7 @@ class RetryDetails:
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetDetails:
+class BudgetDetails(NamedTuple):
     """A budget's limit was reached, or a rule of model fallback came into force.
 
     Attributes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -34,8 +33,7 @@ class Stop(NamedTuple):
     spend: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class JournalSettings:
+class JournalSettings(NamedTuple):
     """What a journal needs to know of a run's configuration.
 
     Attributes:

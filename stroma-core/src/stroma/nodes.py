@@ -6,15 +6,24 @@ import inspect
 import sys
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, overload
+from typing import (
+    Any,
+    Final,
+    NamedTuple,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    overload,
+)
 
 from pydantic import BaseModel, ValidationError
 
 from stroma.contracts import NodeContract
 from stroma.cost import Usage
 from stroma.errors import ConfigError
-from stroma.failures import NO_RETRY, FailureClass, FailurePolicy, PolicyMap
+from stroma.failures import FailureClass, FailurePolicy, PolicyMap
 from stroma.ids import check_id
 from stroma.schemas import describe
 from stroma.scope import usage_of
@@ -28,8 +37,7 @@ CONTRACT: Final = "_stroma_contract"
 SETTINGS: Final = "_stroma_settings"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
+class NodeSettings(NamedTuple):
     """What a node's decorator fixed besides its contract.
 
     Attributes:
@@ -58,7 +66,7 @@ def as_policies(policy: FailurePolicy | PolicyMap | None, node_id: str) -> Polic
         return None
     if isinstance(policy, FailurePolicy):
         retried = (FailureClass.RECOVERABLE, FailureClass.AMBIGUOUS)
-        return {**dict.fromkeys(retried, policy), FailureClass.TERMINAL: NO_RETRY}
+        return dict.fromkeys(retried, policy)
     if not isinstance(policy, Mapping) or not all(
         isinstance(key, FailureClass) and isinstance(value, FailurePolicy)
         for key, value in policy.items()

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from stroma.records import unique_id
 
-DEFAULT_LEASE_SECONDS = 300.0
-
 
 class Claim(NamedTuple):
     """A worker's hold on a run.

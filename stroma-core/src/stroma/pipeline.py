@@ -86,7 +86,7 @@ def _walk(nodes: Sequence[object]) -> Iterator[object]:
 Codec: TypeAlias = StateCodec[BaseModel]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Leaf:
     """A function in a plan.
 
@@ -117,7 +117,7 @@ class Leaf:
     is_bare: bool = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Group:
     """`parallel` in a plan.
 
@@ -143,7 +143,7 @@ class Group:
         return self.gives.schema.model_construct(None, **values)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Each:
     """`fan_out` in a plan.
 
@@ -181,7 +181,7 @@ def _values(state: BaseModel) -> dict[str, Any]:
     return {**state.__dict__, **(state.__pydantic_extra__ or {})}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Plan:
     """A checked sequence of steps.
 

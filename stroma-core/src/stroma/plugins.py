@@ -11,8 +11,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, NoReturn, TypeAlias
+from typing import Final, Literal, NamedTuple, NoReturn, TypeAlias
 
 from stroma import _offers
 from stroma._entry_points import Found, entry_points_of
@@ -34,8 +33,7 @@ Status: TypeAlias = Literal["active", "disabled", "broken"]
 Disabled: TypeAlias = Collection[str]
 
 
-@dataclass(frozen=True, slots=True)
-class PluginInfo:
+class PluginInfo(NamedTuple):
     """One installed plugin.
 
     Attributes:

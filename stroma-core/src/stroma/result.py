@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -13,8 +14,7 @@ from stroma.records import RunStatus
 from stroma.trace import ExecutionTrace
 
 
-@dataclass(frozen=True, slots=True)
-class InDoubt:
+class InDoubt(NamedTuple):
     """An attempt that was cut: it may have been billed, and nobody here knows.
 
     Attributes:
@@ -28,7 +28,7 @@ class InDoubt:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ExecutionResult:
     """The outcome of one `run()`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import (
     BaseModel,
@@ -23,14 +23,16 @@ from stroma.failures import Classifier, FailureClass, FailurePolicy, PolicyMap, 
 from stroma.hooks import NodeHooks
 from stroma.ids import check_id
 from stroma.nodes import as_policies, check_terminal, check_timeout_ms
-from stroma.ownership import DEFAULT_LEASE_SECONDS
 from stroma.plugins import did_you_mean
 from stroma.schemas import describe
 from stroma.trace import TraceOptions
 
-DEFAULT_SAVE_POLICY: Final = FailurePolicy(
-    max_retries=5, base_delay_seconds=0.1, max_delay_seconds=5.0
-)
+DEFAULT_LEASE_SECONDS = 300.0
+
+
+def default_save_policy() -> FailurePolicy:
+    """Return how a failed save is tried again where nothing else is said."""
+    return FailurePolicy(max_retries=5, base_delay_seconds=0.1, max_delay_seconds=5.0)
 
 
 def _checked_id(what: str) -> Callable[[object], object]:
@@ -96,13 +98,15 @@ class RunConfig(BaseModel):
         random: numbers from 0 up to 1, for the jitter of delays.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
+    )
 
     run_id: Annotated[str | None, BeforeValidator(_checked_id("run id"))] = None
     resume: bool = False
     resume_from: Annotated[str | None, BeforeValidator(_checked_id("node id"))] = None
     restart: bool = False
-    budget: ExecutionBudget = ExecutionBudget()
+    budget: ExecutionBudget = Field(default_factory=ExecutionBudget)
     policy_map: dict[FailureClass, FailurePolicy] = Field(default_factory=default_policy_map)
     node_policies: Annotated[dict[str, PolicyMap], BeforeValidator(_node_policies)] = {}
     node_timeouts: Annotated[dict[str, float], BeforeValidator(_node_timeouts)] = {}
@@ -111,8 +115,8 @@ class RunConfig(BaseModel):
     model_fallbacks: tuple[ModelFallback, ...] = ()
     pricers: Annotated[tuple[SkipValidation[Pricer], ...], BeforeValidator(_callables)] = ()
     on_unknown_price: OnUnknownPrice = "error"
-    save_policy: FailurePolicy = DEFAULT_SAVE_POLICY
-    trace: TraceOptions = TraceOptions()
+    save_policy: FailurePolicy = Field(default_factory=default_save_policy)
+    trace: TraceOptions = Field(default_factory=TraceOptions)
     tags: tuple[str, ...] = ()
     lease_seconds: float = Field(default=DEFAULT_LEASE_SECONDS, gt=0, allow_inf_nan=False)
     disabled_plugins: frozenset[str] = frozenset()

@@ -7,51 +7,30 @@ import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from decimal import Decimal
 from types import TracebackType
-from typing import NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from pydantic import BaseModel
 
 from stroma import plugins
-from stroma.account import Surroundings
 from stroma.checkpoint import CheckpointManager
-from stroma.config import open_default_store, open_store
-from stroma.continuation import RunRequest, check_request
-from stroma.contracts import ContractRegistry, accept_state
-from stroma.cost import ExecutionBudget, Ledger, Pricer
-from stroma.driver import RunDriver, refused_input
-from stroma.errors import (
-    ConfigError,
-    ContractViolation,
-    OutcomeUnknown,
-    StoreUnavailable,
-)
-from stroma.failures import Classifier, FailurePolicy, PolicyMap, default_policy_map
-from stroma.hooks import HookSet, NodeHooks
+from stroma.contracts import ContractRegistry
+from stroma.cost import ExecutionBudget, Pricer
+from stroma.errors import ConfigError
+from stroma.failures import Classifier, FailurePolicy, PolicyMap
+from stroma.hooks import NodeHooks
 from stroma.ids import check_id
-from stroma.journal import Journal, JournalSettings
 from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
-from stroma.pipeline import Pipeline, Plan, compile_plan
-from stroma.plain_journal import open_plain_journal
-from stroma.prices import BUILT_IN_PRICES
-from stroma.record_journal import open_record_journal
-from stroma.records import RunStatus
+from stroma.pipeline import Pipeline
 from stroma.result import ExecutionResult
-from stroma.run_config import RunConfig, changed_config, check_runnable
+from stroma.run_config import RunConfig, changed_config
 from stroma.stores.memory import AsyncInMemoryStore
-from stroma.trace import ExecutionTrace
+
+if TYPE_CHECKING:
+    from stroma.engine import Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _MAX_PLANS = 32
-
-
-class _Prepared(NamedTuple):
-    """What is the same for every run of one plan under one configuration."""
-
-    plan: Plan
-    settings: JournalSettings
-    around: Surroundings
-    pricers: tuple[Pricer, ...]
 
 
 class StromaRunner:
@@ -77,7 +56,7 @@ class StromaRunner:
         self._config = config if config is not None else RunConfig()
         self._context: MutableMapping[str, object] = {}
         self._opened: list[CheckpointManager] = []
-        self._prepared: dict[tuple[object, ...], _Prepared] = {}
+        self._prepared: dict[tuple[object, ...], Prepared] = {}
 
     @classmethod
     def quick(
@@ -114,6 +93,8 @@ class StromaRunner:
             "classifiers": classifiers,
             "hooks": hooks,
         }
+        from stroma.config import open_default_store, open_store
+
         changes = {name: value for name, value in given.items() if value is not None}
         config = changed_config(None, {**changes, **config_kwargs})
         runner = cls(ContractRegistry(), None, config)
@@ -151,6 +132,8 @@ class StromaRunner:
             ConfigError: an option is wrong; the message names what is accepted.
             PluginError: there is no such store.
         """
+        from stroma.config import open_store
+
         return self._use_store(open_store(store, options), owned=isinstance(store, str))
 
     def with_redis(self, redis_url: str, ttl_seconds: int = 3600) -> Self:
@@ -299,38 +282,19 @@ class StromaRunner:
             StoreUnusable: the store cannot be used as it is.
             asyncio.CancelledError: the caller was cancelled; what was finished is recorded.
         """
+        from stroma import engine  # loaded by the first run, not by `import stroma`
+
         config = self._config
         given = config.run_id if run_id is None else check_id(run_id, "run id")
-        run_id = given or os.urandom(16).hex()
-        prepared = self._prepare(nodes, initial_state)
-        plan = prepared.plan
-        trace = ExecutionTrace(run_id, config.trace)
-        try:
-            state, payload = _first_state(plan, initial_state)
-        except ContractViolation as exc:
-            return await refused_input(run_id, exc, trace, prepared.around.hooks)
-        request = RunRequest(
-            run_id,
+        wanted = engine.Wanted(
+            given or os.urandom(16).hex(),
             given is not None,
-            state,
             config.resume if resume is None else resume,
             config.resume_from if resume_from is None else resume_from,
             config.restart if restart is None else restart,
-            payload,
         )
-        check_request(request, plan)
-        try:
-            journal = await _open_journal(self._manager, prepared.settings, plan, request)
-        except (StoreUnavailable, OutcomeUnknown) as exc:
-            reason = f"nothing was run: {exc}"
-            return ExecutionResult(request.run_id, RunStatus.PARTIAL, None, trace, reason, exc)
-        ledger = Ledger(
-            config.budget,
-            prepared.pricers,
-            fallbacks=config.model_fallbacks,
-            on_unknown_price=config.on_unknown_price,
-        )
-        return await RunDriver(plan, journal, ledger, trace, prepared.around).drive(state)
+        prepared = self._prepare(nodes, initial_state)
+        return await engine.start(prepared, self._manager, wanted, initial_state)
 
     def run_sync(
         self,
@@ -382,7 +346,7 @@ class StromaRunner:
 
     # -- preparing -------------------------------------------------------------------------
 
-    def _prepare(self, nodes: Sequence[NodeLike] | Pipeline, initial_state: object) -> _Prepared:
+    def _prepare(self, nodes: Sequence[NodeLike] | Pipeline, initial_state: object) -> Prepared:
         """Return the plan and what goes with it, made once for equal calls."""
         initial = type(initial_state) if isinstance(initial_state, BaseModel) else None
         key: tuple[object, ...] = (
@@ -396,70 +360,13 @@ class StromaRunner:
         except TypeError:  # a node that cannot be hashed is none, which compiling says
             found = None
         if found is None:
-            found = self._compile(nodes, initial)
+            from stroma import engine
+
+            found = engine.prepare(nodes, initial, self._registry, self._config, self._context)
             if len(self._prepared) >= _MAX_PLANS:
                 self._prepared.clear()
             self._prepared[key] = found
         return found
-
-    def _compile(
-        self, nodes: Sequence[NodeLike] | Pipeline, initial: type[BaseModel] | None
-    ) -> _Prepared:
-        check_runnable(self._config)
-        plan = compile_plan(nodes, self._registry, initial)
-        self._apply_node_options(plan, self._config)
-        return self._surround(plan, self._config)
-
-    def _surround(self, plan: Plan, config: RunConfig) -> _Prepared:
-        disabled = config.disabled_plugins
-        classifiers = (*config.classifiers, *(c for _, c in plugins.active_classifiers(disabled)))
-        budget = config.budget.model_dump(exclude_none=True)
-        settings = JournalSettings(
-            config.clock,
-            config.random,
-            config.save_policy,
-            config.lease_seconds,
-            config.tags,
-            plan.document(
-                {name: str(limit) for name, limit in budget.items()},
-                plugins.active_names(disabled),
-            ),
-        )
-        surroundings = Surroundings(
-            config.clock,
-            config.random,
-            classifiers,
-            HookSet((*config.hooks, *plugins.active_hooks(disabled))),
-            self._context,
-            config.model_fallbacks,
-        )
-        pricers = (*config.pricers, *plugins.active_pricers(disabled), BUILT_IN_PRICES)
-        return _Prepared(plan, settings, surroundings, pricers)
-
-    def _apply_node_options(self, plan: Plan, config: RunConfig) -> None:
-        """Give each function of a new plan its policies and its timeout.
-
-        Raises:
-            ConfigError: an option is for a node that neither the plan nor the registry knows.
-        """
-        known = {leaf.id for leaf in plan.leaves()}
-        for option in ("node_policies", "node_timeouts"):
-            for node_id in getattr(config, option):
-                if node_id not in known and node_id not in self._registry:
-                    hint = plugins.did_you_mean(node_id, known)
-                    raise ConfigError(
-                        f"{option} names {node_id!r}, which is no node that runs code{hint}; "
-                        f"there are {', '.join(sorted(known))}"
-                    )
-        for leaf in plan.leaves():
-            own = (config.node_policies.get(leaf.id), leaf.settings.policies)
-            leaf.policies = (*(p for p in own if p is not None), config.policy_map, _DEFAULTS)
-            timeout_ms = config.node_timeouts.get(leaf.id, leaf.settings.timeout_ms)
-            leaf.timeout_seconds = None if timeout_ms is None else timeout_ms / 1000
-            leaf.is_bare = leaf.is_async and not leaf.wants_context and timeout_ms is None
-
-
-_DEFAULTS = default_policy_map()
 
 
 def _as_tuple(nodes: object) -> object:
@@ -467,30 +374,3 @@ def _as_tuple(nodes: object) -> object:
         return tuple(nodes)
     is_list = isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes)
     return tuple(nodes) if is_list else nodes  # type: ignore[arg-type]
-
-
-async def _open_journal(
-    manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
-) -> Journal:
-    if manager.keeps_records:
-        return await open_record_journal(manager, settings, plan, request)
-    return await open_plain_journal(manager, settings, plan, request)
-
-
-def _first_state(
-    plan: Plan, given: BaseModel | Mapping[str, object] | None
-) -> tuple[BaseModel | None, bytes]:
-    """Return the initial state as the first node takes it, and its JSON.
-
-    Raises:
-        ConfigError: it is neither a model nor a dict, or it would not come back from a store.
-        ContractViolation: it does not fit.
-    """
-    if given is None:
-        return None, b""
-    if not isinstance(given, BaseModel | Mapping):
-        raise ConfigError(
-            f"the initial state must be a pydantic model or a dict, not {type(given).__name__}"
-        )
-    state = accept_state(plan.takes, given, plan.ids[0], "input")
-    return state, plan.takes.dump(state, is_validated=state is not given)

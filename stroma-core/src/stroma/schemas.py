@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from stroma.errors import StateNotStorable, UnknownSchema
@@ -54,17 +54,19 @@ class StateCodec(Generic[M]):
     )
 
     def __init__(self, schema: type[M]) -> None:
-        adapter = TypeAdapter(schema)
+        if not schema.__pydantic_complete__:
+            schema.model_rebuild()  # it refers to models that were defined after it
+        serializer, validator = schema.__pydantic_serializer__, schema.__pydantic_validator__
         self.schema = schema
         self.form = canonical_form(schema)
         self.form_text = form_json(self.form)
         self.fingerprint = fingerprint(self.form)
         self.ref = f"{schema.__module__}:{schema.__qualname__}"
-        self._to_json = adapter.serializer.to_json
-        self._to_python = adapter.serializer.to_python
-        self._validate_json = adapter.validator.validate_json
+        self._to_json = serializer.to_json
+        self._to_python = serializer.to_python
+        self._validate_json = validator.validate_json
         self.validate: Callable[..., M] = partial(
-            adapter.validator.validate_python, by_alias=True, by_name=True
+            validator.validate_python, by_alias=True, by_name=True
         )
         self._exact = is_exact(schema)
         self._nullable = '"float"' in self.form_text

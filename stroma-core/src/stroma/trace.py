@@ -70,7 +70,7 @@ class TraceOptions(BaseModel):
         redact: names of fields, at any depth, whose values previews leave out.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     max_events: int = Field(default=10_000, ge=0)
     max_bytes: int = Field(default=8_000_000, ge=0)

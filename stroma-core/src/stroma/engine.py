@@ -1,0 +1,188 @@
+"""Starts runs: what is made once for a plan, and what is made for each start of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from stroma import plugins
+from stroma.account import Surroundings
+from stroma.checkpoint import CheckpointManager
+from stroma.continuation import RunRequest, check_request
+from stroma.contracts import ContractRegistry, accept_state
+from stroma.cost import Ledger, Pricer
+from stroma.driver import RunDriver, refused_input
+from stroma.errors import ConfigError, ContractViolation, OutcomeUnknown, StoreUnavailable
+from stroma.hooks import HookSet
+from stroma.journal import Journal, JournalSettings
+from stroma.nodes import NodeLike
+from stroma.pipeline import Pipeline, Plan, compile_plan
+from stroma.plain_journal import open_plain_journal
+from stroma.prices import BUILT_IN_PRICES
+from stroma.record_journal import open_record_journal
+from stroma.records import RunStatus
+from stroma.result import ExecutionResult
+from stroma.run_config import RunConfig, check_runnable
+from stroma.trace import ExecutionTrace
+
+
+class Wanted(NamedTuple):
+    """Which run a caller wants; see `RunRequest`."""
+
+    run_id: str
+    is_given: bool
+    resume: bool
+    resume_from: str | None
+    restart: bool
+
+
+class Prepared(NamedTuple):
+    """What is the same for every run of one plan under one configuration."""
+
+    config: RunConfig
+    plan: Plan
+    settings: JournalSettings
+    around: Surroundings
+    pricers: tuple[Pricer, ...]
+
+
+def prepare(
+    nodes: Sequence[NodeLike] | Pipeline,
+    initial: type[BaseModel] | None,
+    registry: ContractRegistry,
+    config: RunConfig,
+    context: MutableMapping[str, object],
+) -> Prepared:
+    """Check nodes and configuration, and return what runs of them share.
+
+    Args:
+        nodes: what is to run.
+        initial: class of the initial state, or None if it is not known.
+        registry: the contracts that the runner knows.
+        config: what holds for the runs.
+        context: the caller's shared dict.
+
+    Raises:
+        ConfigError: something is wrong with them; the message says what.
+    """
+    check_runnable(config)
+    plan = compile_plan(nodes, registry, initial)
+    _apply_node_options(plan, config, registry)
+    return _surround(plan, config, context)
+
+
+def _surround(plan: Plan, config: RunConfig, context: MutableMapping[str, object]) -> Prepared:
+    disabled = config.disabled_plugins
+    classifiers = (*config.classifiers, *(c for _, c in plugins.active_classifiers(disabled)))
+    budget = config.budget.model_dump(exclude_none=True)
+    settings = JournalSettings(
+        config.clock,
+        config.random,
+        config.save_policy,
+        config.lease_seconds,
+        config.tags,
+        plan.document(
+            {name: str(limit) for name, limit in budget.items()},
+            plugins.active_names(disabled),
+        ),
+    )
+    surroundings = Surroundings(
+        config.clock,
+        config.random,
+        classifiers,
+        HookSet((*config.hooks, *plugins.active_hooks(disabled))),
+        context,
+        config.model_fallbacks,
+    )
+    pricers = (*config.pricers, *plugins.active_pricers(disabled), BUILT_IN_PRICES)
+    return Prepared(config, plan, settings, surroundings, pricers)
+
+
+def _apply_node_options(plan: Plan, config: RunConfig, registry: ContractRegistry) -> None:
+    """Give each function of a new plan its policies and its timeout.
+
+    Raises:
+        ConfigError: an option is for a node that neither the plan nor the registry knows.
+    """
+    known = {leaf.id for leaf in plan.leaves()}
+    for option in ("node_policies", "node_timeouts"):
+        for node_id in getattr(config, option):
+            if node_id not in known and node_id not in registry:
+                hint = plugins.did_you_mean(node_id, known)
+                raise ConfigError(
+                    f"{option} names {node_id!r}, which is no node that runs code{hint}; "
+                    f"there are {', '.join(sorted(known))}"
+                )
+    for leaf in plan.leaves():
+        own = (config.node_policies.get(leaf.id), leaf.settings.policies)
+        leaf.policies = (*(p for p in own if p is not None), config.policy_map)
+        timeout_ms = config.node_timeouts.get(leaf.id, leaf.settings.timeout_ms)
+        leaf.timeout_seconds = None if timeout_ms is None else timeout_ms / 1000
+        leaf.is_bare = leaf.is_async and not leaf.wants_context and timeout_ms is None
+
+
+async def start(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    wanted: Wanted,
+    initial_state: BaseModel | Mapping[str, object] | None,
+) -> ExecutionResult:
+    """Start, continue or return a run; see `StromaRunner.run`."""
+    config, plan, settings, around, pricers = prepared
+    run_id = wanted.run_id
+    trace = ExecutionTrace(run_id, config.trace)
+    try:
+        state, payload = _first_state(plan, initial_state)
+    except ContractViolation as exc:
+        return await refused_input(run_id, exc, trace, around.hooks)
+    request = RunRequest(
+        run_id,
+        wanted.is_given,
+        state,
+        wanted.resume,
+        wanted.resume_from,
+        wanted.restart,
+        payload,
+    )
+    check_request(request, plan)
+    try:
+        journal = await _open_journal(manager, settings, plan, request)
+    except (StoreUnavailable, OutcomeUnknown) as exc:
+        reason = f"nothing was run: {exc}"
+        return ExecutionResult(run_id, RunStatus.PARTIAL, None, trace, reason, exc)
+    ledger = Ledger(
+        config.budget,
+        pricers,
+        fallbacks=config.model_fallbacks,
+        on_unknown_price=config.on_unknown_price,
+    )
+    return await RunDriver(plan, journal, ledger, trace, around).drive(state)
+
+
+async def _open_journal(
+    manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
+) -> Journal:
+    if manager.keeps_records:
+        return await open_record_journal(manager, settings, plan, request)
+    return await open_plain_journal(manager, settings, plan, request)
+
+
+def _first_state(
+    plan: Plan, given: BaseModel | Mapping[str, object] | None
+) -> tuple[BaseModel | None, bytes]:
+    """Return the initial state as the first node takes it, and its JSON.
+
+    Raises:
+        ConfigError: it is neither a model nor a dict, or it would not come back from a store.
+        ContractViolation: it does not fit.
+    """
+    if given is None:
+        return None, b""
+    if not isinstance(given, BaseModel | Mapping):
+        raise ConfigError(
+            f"the initial state must be a pydantic model or a dict, not {type(given).__name__}"
+        )
+    state = accept_state(plan.takes, given, plan.ids[0], "input")
+    return state, plan.takes.dump(state, is_validated=state is not given)

@@ -42,9 +42,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("calls", "concurrency", "share"), [(1, 20, 0.6), (40, 3, 0.01), (60, 8, 0.5)]
-)
+@pytest.mark.parametrize(("calls", "concurrency", "share"), [(1, 20, 0.6), (40, 3, 0.01)])
 def test_other_sizes(tmp_path: Path, calls: int, concurrency: int, share: float) -> None:
     sizes = ("--calls", calls, "--concurrency", concurrency, "--kill-at", share)
     done = run("bill.py", *sizes, "--latency-ms", 5, cwd=tmp_path)

@@ -30,9 +30,8 @@ NOW = "Spent by this start: "
 IN_ALL = "Spent in all: "
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder to work in, with texts of some forty passages below it."""
+def write_texts(folder: Path) -> None:
+    """Write texts of some forty passages below a folder, the same ones each time."""
     dice = random.Random(3)
     words = ("alpha", "beta", "gamma", "delta", "stroma", "pipeline", "answer", "crash")
     for number in range(4):
@@ -40,9 +39,15 @@ def folder(tmp_path: Path) -> Path:
             f"Paragraph {n} of text {number}. " + " ".join(dice.choices(words, k=150)) + "."
             for n in range(10)
         ]
-        path = tmp_path / "texts" / f"sub{number % 2}" / f"text{number}.md"
+        path = folder / "texts" / f"sub{number % 2}" / f"text{number}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n".join(paragraphs))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to work in, with texts in it."""
+    write_texts(tmp_path)
     return tmp_path
 
 
@@ -54,13 +59,14 @@ def report(folder: Path, name: str = "report.md") -> bytes:
     return Path(folder, name).read_bytes()
 
 
-@pytest.fixture
-def expected(folder: Path) -> bytes:
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The report of a run that nothing disturbed."""
-    done = digest(folder, "--store", "memory:", "--report", "expected.md")
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_texts(folder)
+    done = digest(folder, "--store", "memory:")
     assert done.code == 0, done.err
-    Path(folder, "expected.md").rename(folder / "expected.txt")
-    return report(folder, "expected.txt")
+    return report(folder)
 
 
 def test_a_first_start_says_what_it_spent_and_a_second_one_spends_nothing(folder: Path) -> None:
@@ -100,7 +106,7 @@ async def recorded_and_continued(folder: Path, expected: bytes) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 25, 41])
+@pytest.mark.parametrize("count", [0, 1, 3, 25, 41])
 async def test_killed_after_so_many_records(folder: Path, expected: bytes, count: int) -> None:
     options = ("--run-id", "r", "--delay-ms", 30, "--concurrency", 4)
     process = start("digest.py", "texts", *options, cwd=folder)

@@ -175,8 +175,8 @@ def by_document(state: Extracted, lines: Callable[[Facts], list[str]]) -> list[L
 
 @stroma.node
 def merge(state: Findings) -> Report:
-    parts = ["# Digest", "## Keywords"]
-    parts.append("\n".join(f"- {each.word}: {each.passages} passages" for each in state.keywords))
+    parts = ["# Digest", "## Keywords, with the number of passages"]
+    parts.append("\n".join(f"- {each.word}: {each.passages}" for each in state.keywords))
     for title, found in (("Outline", state.outline), ("Figures", state.figures)):
         parts.append(f"## {title}")
         for each in found:
@@ -221,7 +221,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", type=Path, help="a file, or a folder of them")
-    add("--report", metavar="PATH", type=Path, default=Path("report.md"), help="%(default)s")
+    add(
+        "--report",
+        metavar="PATH",
+        type=Path,
+        default=Path("report.md"),
+        help="the result: %(default)s",
+    )
     store = os.environ.get("STROMA_STORE") or "sqlite:///digest.db"
     add("--store", metavar="URL", default=store, help="where results are recorded: %(default)s")
     add("--run-id", metavar="ID", help="made of the input and the model if not given")

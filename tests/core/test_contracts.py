@@ -589,7 +589,7 @@ def test_a_registry_does_not_know_what_was_not_registered() -> None:
 
 @pytest.mark.parametrize("node_id", ["", "a\0b", "x" * 513, "\ud83d", 3])
 def test_a_contract_needs_an_id_that_every_store_keeps(node_id: object) -> None:
-    with pytest.raises(ValueError, match="node id|node_id"):
+    with pytest.raises(ValueError, match=r"node id|node_id"):
         NodeContract(node_id=node_id, input_schema=Number, output_schema=Number)  # type: ignore[arg-type]
 
 

@@ -20,6 +20,16 @@ async def settled(value: T | Awaitable[T]) -> T:
     return value
 
 
+def is_cancelled() -> bool:
+    """Say whether somebody asked to cancel the current task.
+
+    A `CancelledError` alone does not say so: awaiting something else that was cancelled raises
+    it, too.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None) -> T:
     """Wait for ``work`` even while being cancelled, then raise the cancellation.
 

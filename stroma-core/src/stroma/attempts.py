@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import Final
 
 from pydantic import BaseModel
 
-from stroma._aio import in_daemon_thread, settled, uncut
+from stroma._aio import in_daemon_thread, is_cancelled, settled, uncut
 from stroma.account import RunAccount, Stopped
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
@@ -17,6 +18,8 @@ from stroma.errors import (
     ConfigError,
     ContractViolation,
     NodeTimeout,
+    StoreError,
+    StromaError,
     UnknownPrice,
 )
 from stroma.failures import (
@@ -32,7 +35,9 @@ from stroma.nodes import split_output
 from stroma.pipeline import Leaf
 from stroma.records import RunStatus
 from stroma.result import InDoubt
-from stroma.scope import MODEL_KEY, NodeScope, SharedContext, enter_scope, leave_scope
+from stroma.scope import MODEL_KEY, NodeScope, RunScope, SharedContext, enter_scope, leave_scope
+
+logger = logging.getLogger("stroma")
 
 STATUS_AFTER: Final = {
     FailureClass.RECOVERABLE: RunStatus.PARTIAL,
@@ -50,7 +55,13 @@ class AttemptLoop:
         self._hooks = account.around.hooks
         self._clock = account.clock
         self._journal = account.journal
-        self._run_id = account.journal.run_id
+        self._scope = RunScope(
+            account.journal.run_id,
+            account.journal.epoch,
+            self._budget_left,
+            account.ledger.priced,
+            self._model,
+        )
         self._is_guarded = not account.ledger.budget.is_unlimited or bool(account.around.fallbacks)
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._rules_seen: tuple[ModelFallback, ...] = ()
@@ -84,16 +95,7 @@ class AttemptLoop:
             attempt += 1
             rules = await self._before_attempt(leaf, path) if self._is_guarded else ()
             scope = NodeScope(
-                self._run_id,
-                self._journal.epoch,
-                leaf.id,
-                index,
-                path,
-                attempt,
-                self._model(leaf, rules),
-                rules,
-                self._budget_left,
-                self._account.ledger.priced,
+                self._scope, leaf.id, index, path, attempt, rules, leaf.settings.model
             )
             token = enter_scope(scope)
             try:
@@ -113,8 +115,7 @@ class AttemptLoop:
                         leaf.gives, output, leaf.id, is_validated=output is not raw
                     )
                 except asyncio.CancelledError as exc:
-                    await self._cut(leaf, scope, began, exc)
-                    raise
+                    delay = await self._cut(leaf, scope, began, exc)
                 except Exception as exc:
                     delay = await self._failed(leaf, scope, began, exc)
                 else:
@@ -122,9 +123,11 @@ class AttemptLoop:
                     if usage is not NO_USAGE:
                         usage = self._account.settle(leaf.id, scope)
                     took_ms = (self._clock.monotonic() - began) * 1000
-                    await self._account.save(
+                    saving = self._account.save(
                         leaf, path, position, output, payload, usage, attempt, took_ms
                     )
+                    if saving is not None:
+                        await saving
                     if self._hooks.any_node_hook:
                         await self._tell_success(leaf, scope, output, usage)
                     return output
@@ -145,12 +148,10 @@ class AttemptLoop:
             await self._fell_back(rules, leaf, path)
         return rules
 
-    def _model(self, leaf: Leaf, rules: tuple[ModelFallback, ...]) -> str:
+    def _model(self, own: str, rules: tuple[ModelFallback, ...]) -> str:
         """Return the model that a node is told to use, or ""."""
         context, fallbacks = self._around.context, self._around.fallbacks
-        if not (leaf.settings.model or context or fallbacks):
-            return ""
-        model = leaf.settings.model or context.get(MODEL_KEY) or context.get("model")
+        model = own or context.get(MODEL_KEY) or context.get("model")
         if not model and fallbacks:
             model = fallbacks[0].model
         return model_under(rules, model) if isinstance(model, str) else ""
@@ -272,15 +273,31 @@ class AttemptLoop:
 
     async def _cut(
         self, leaf: Leaf, scope: NodeScope, began: float, exc: asyncio.CancelledError
-    ) -> None:
-        """Note an attempt that was cancelled; its usage is recorded by what comes next."""
+    ) -> float:
+        """Note an attempt that was cancelled; its usage is recorded by what comes next.
+
+        Returns:
+            The seconds until the next attempt, when it was not this run that was cancelled but
+            something that the node waited for: that is a failure like others.
+
+        Raises:
+            asyncio.CancelledError: the run is cancelled, or a sibling failed.
+        """
+        if not is_cancelled():
+            stray = StromaError(f"{scope.path} waited for something that was cancelled")
+            stray.__cause__ = exc
+            return await self._failed(leaf, scope, began, stray)
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
         self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
         self._account.note(
             "cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage
         )
-        await uncut(self._journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
+        try:
+            await uncut(self._journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
+        except StoreError as error:
+            logger.warning("run %s: a cut attempt is not recorded: %s", scope.run_id, error)
+        raise exc
 
     async def _refused_output(self, leaf: Leaf, path: str, position: int) -> BaseModel | None:
         """Look at an output again that did not fit the contract then; it is paid for.
@@ -302,7 +319,9 @@ class AttemptLoop:
             self._account.note_violation(exc, path)
             raise Stopped(RunStatus.FAILED, reason, exc) from exc
         self._account.skipped[leaf.id] = None
-        await self._account.save(leaf, path, position, output, payload, NO_USAGE, 0, 0.0)
+        saving = self._account.save(leaf, path, position, output, payload, NO_USAGE, 0, 0.0)
+        if saving is not None:
+            await saving
         return output
 
     async def _over_budget(self, exc: BudgetExceeded, leaf: Leaf, path: str) -> Stopped:
@@ -317,7 +336,7 @@ class AttemptLoop:
 
     async def _fell_back(self, rules: tuple[ModelFallback, ...], leaf: Leaf, path: str) -> None:
         self._rules_seen = rules
-        model = self._model(leaf, rules)
+        model = self._model(leaf.settings.model, rules)
         told = ", ".join(f"{rule.to} instead of {rule.model}" for rule in rules)
         self._account.note("fallback", leaf.id, path, 0, failure_message=told)
         details = BudgetDetails(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from stroma._aio import finish, settled
-from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
 from stroma.records import Commit
 
 MAX_BATCH = 500
@@ -57,7 +57,7 @@ class CommitBatcher:
                 for (_, waiter), outcome in zip(batch, outcomes, strict=True):
                     if not waiter.done():
                         waiter.set_result(outcome)
-        except asyncio.CancelledError:
+        except BaseException:
             self._give_up(batch)
             raise
         finally:
@@ -79,8 +79,12 @@ async def send_commits(
     A store that lets its driver's exception through is taken to be unavailable.
     """
     try:
-        outcomes = commit_many(commits)
-        return outcomes if isinstance(outcomes, list | tuple) else await settled(outcomes)
+        answer = commit_many(commits)
+        outcomes = answer if isinstance(answer, list | tuple) else await settled(answer)
+        if len(outcomes) == len(commits):
+            return outcomes
+        problem = f"the store gave {len(outcomes)} outcomes for {len(commits)} commits"
+        return [StoreUnusable(problem)] * len(commits)
     except StoreError as exc:
         return [exc] * len(commits)
     except Exception as exc:

@@ -19,7 +19,13 @@ from pydantic import BaseModel, ValidationError
 from stroma._aio import call_store, settled
 from stroma.batching import CommitBatcher, CommitMany
 from stroma.cost import NO_USAGE
-from stroma.errors import ConfigError, RecordTooLarge, SchemaMismatch, StoreError
+from stroma.errors import (
+    ConfigError,
+    RecordTooLarge,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+)
 from stroma.ids import check_id
 from stroma.records import (
     PLAIN_EPOCH,
@@ -451,7 +457,13 @@ class CheckpointManager:
     async def setup(self) -> None:
         """Have a level 1 store create what it needs, once."""
         if not self.is_set_up:
-            await call_store(self.store, "setup")
+            try:
+                await call_store(self.store, "setup")
+            except StoreError:
+                raise
+            except Exception as exc:
+                name = type(self.store).__name__
+                raise StoreUnavailable(f"{name} failed in setup: {exc}") from exc
             self.is_set_up = True
 
     async def checkpoint(self, run_id: str, node_id: str, state: BaseModel) -> None:

@@ -148,6 +148,8 @@ class RunDriver:
             return
         try:
             await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
+        except StaleOwner:
+            return  # another worker's by now, or ended by its last save: nothing is left to say
         except StoreError as exc:
             self._could_not_say(exc)
 

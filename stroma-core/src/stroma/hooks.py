@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from stroma._aio import is_cancelled
 from stroma.cost import Usage
 from stroma.failures import FailureClass
 
@@ -150,11 +152,13 @@ class HookSet:
                 outcome = callback(*args)
                 if inspect.isawaitable(outcome):
                     await outcome
-            except Exception:
+            except (Exception, asyncio.CancelledError) as exc:
+                if isinstance(exc, asyncio.CancelledError) and is_cancelled():
+                    raise
                 if (name, event) not in self._reported:
                     self._reported.add((name, event))
                     logger.warning(
-                        "hook %s raised in %s; the run goes on, and this is said once a run",
+                        "hook %s raised in %s; the run goes on, and this is said once",
                         name,
                         event,
                         exc_info=True,

@@ -112,6 +112,10 @@ def mark(
     """Make a function a node, and return it."""
     if not callable(function):
         raise ConfigError(f"a node must be a function, not {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(
+            f"node {contract.node_id!r}: a node returns its output; this function yields"
+        )
     count = _positional(function, contract.node_id)
     if count not in (1, 2):
         raise ConfigError(

@@ -59,6 +59,8 @@ class Pipeline:
         upcasters: Mapping[str, Upcaster] | None = None,
     ) -> None:
         self.name = check_id(name, "pipeline name")
+        if isinstance(nodes, str | bytes) or not isinstance(nodes, Sequence) or not nodes:
+            raise ConfigError(f"pipeline {name!r} needs a list of nodes, and at least one")
         self.nodes = tuple(nodes)
         self.version = check_id(version, "pipeline version") if version else ""
         self.upcasters = dict(upcasters or {})
@@ -395,5 +397,9 @@ def _definition(field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _model(name: str, fields: dict[str, Any], allows_extra: bool) -> type[BaseModel]:
-    config = ConfigDict(arbitrary_types_allowed=True, extra="allow" if allows_extra else "ignore")
+    config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="allow" if allows_extra else "ignore",
+        protected_namespaces=(),  # the names were chosen elsewhere, and warned about there
+    )
     return create_model(name, __config__=config, **fields)

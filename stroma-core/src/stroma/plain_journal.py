@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from stroma._aio import uncut
 from stroma.checkpoint import CheckpointManager
@@ -46,6 +46,15 @@ class PlainJournal:
         self._manager = manager
         self._settings = settings
         self._state: BaseModel | None = None
+
+    async def clear(self) -> None:
+        """Forget what is recorded."""
+        try:
+            await self._manager.clear(self.run_id)
+        except StoreError:
+            raise
+        except Exception as exc:
+            raise self._unavailable("delete", exc) from exc
 
     async def find(self, plan: Plan, request: RunRequest) -> None:
         """Find where the run goes on, by loading its results one after the other.
@@ -98,8 +107,13 @@ class PlainJournal:
             return step.merge(present) if len(present) == len(outputs) else None
         if before is None:
             return None
-        before = step.takes.accept(before)
-        items = getattr(before, step.over)
+        try:
+            before = step.takes.accept(before)
+            items = list(getattr(before, step.over))
+        except (ValidationError, TypeError) as exc:
+            raise SchemaMismatch(
+                f"run {self.run_id!r}: the state before {step.id!r} does not fit it: {exc}"
+            ) from exc
         found: list[BaseModel] = []
         for i, item in enumerate(items):
             output = await self._load_step(step.child, item, (*index, i))
@@ -154,7 +168,7 @@ class PlainJournal:
         """See `Journal.digest`: this store has none."""
         return ""
 
-    async def result(
+    def result(
         self,
         step: Step,
         path: str,
@@ -164,10 +178,11 @@ class PlainJournal:
         digest: str,
         usage: Usage,
         stop: Stop | None,
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """See `Journal.result`."""
-        if not isinstance(step, Leaf):
-            return
+        return self._keep(path, state) if isinstance(step, Leaf) else None
+
+    async def _keep(self, path: str, state: BaseModel) -> None:
         failed = await uncut(self._save(path, state))
         if failed is not None:
             await persist(lambda: uncut(self._save(path, state)), failed, self._settings)
@@ -211,7 +226,7 @@ async def open_plain_journal(
         )
     journal = PlainJournal(manager, settings, request.run_id, request.is_given)
     if request.restart:
-        await manager.clear(request.run_id)
+        await journal.clear()
     elif request.is_given:
         await journal.find(plan, request)
     return journal

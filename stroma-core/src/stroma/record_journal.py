@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
 
 from stroma._aio import call_store, finish
-from stroma.batching import CommitBatcher, send_commits
+from stroma.batching import Answer, CommitBatcher, ask, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import (
     VIOLATION_REF,
@@ -26,6 +26,7 @@ from stroma.cost import NO_USAGE, Usage
 from stroma.errors import (
     CheckpointNotFound,
     ContractViolation,
+    OutcomeUnknown,
     RecordCorrupt,
     StoreError,
     StoreUnavailable,
@@ -123,7 +124,7 @@ class RecordJournal:
         if last is not None and keys == [last.header.key]:
             self._last = None  # needed once; not kept in memory
             return [last]
-        found = await call_store(self._store, "fetch", self.run_id, keys)
+        found = await _call(self._store, "fetch", self.run_id, keys)
         assert isinstance(found, Sequence)
         records: list[CheckpointRecord] = []
         for key, record in zip(keys, found, strict=True):
@@ -174,7 +175,7 @@ class RecordJournal:
     async def open_epoch(self, epoch: Epoch) -> None:
         """Begin an epoch, and leave behind what stands after its position."""
         epochs = (*self._run.epochs, epoch)
-        await self._commit((), RunUpdate(epochs=epochs))
+        await settled(self._commit((), RunUpdate(epochs=epochs)))
         self._run = self._run._replace(epochs=epochs)
         self.epoch = epoch.number
 
@@ -182,7 +183,7 @@ class RecordJournal:
         """Have the next commit record that another version of the pipeline goes on."""
         self._new_plan = plan
 
-    async def result(
+    def result(
         self,
         step: Step,
         path: str,
@@ -192,7 +193,7 @@ class RecordJournal:
         digest: str,
         usage: Usage,
         stop: Stop | None,
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """See `Journal.result`."""
         gives = step.gives
         header = self._header(
@@ -200,7 +201,7 @@ class RecordJournal:
         )
         record = _make(CheckpointRecord, (header, payload))
         records = (*self._take_pending(), record) if self._pending else (record,)
-        await self._commit(records, None if stop is None else self._update(stop))
+        return self._commit(records, None if stop is None else self._update(stop))
 
     async def attempt(
         self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
@@ -221,7 +222,7 @@ class RecordJournal:
         header = self._header(path, "attempt", number, -1, step.id, ref, "", digest, usage)
         self._pending.append(CheckpointRecord(header, payload))
         if usage is not NO_USAGE or ref is VIOLATION_REF:
-            await self._commit(self._take_pending(), None)
+            await settled(self._commit(self._take_pending(), None))
 
     def _next_attempt(self, path: str) -> int:
         if self._made is None:
@@ -233,7 +234,7 @@ class RecordJournal:
 
     async def stop(self, stop: Stop) -> None:
         """See `Journal.stop`."""
-        await self._commit(self._take_pending(), self._update(stop))
+        await settled(self._commit(self._take_pending(), self._update(stop)))
 
     async def give_up(self) -> None:
         """Release the claim without a word about how the run stands."""
@@ -290,9 +291,10 @@ class RecordJournal:
         self._pending.clear()
         return pending
 
-    async def _commit(
+    def _commit(
         self, records: tuple[CheckpointRecord, ...], update: RunUpdate | None
-    ) -> None:
+    ) -> Awaitable[None] | None:
+        """Write records and changes of the run; None if the store has answered already."""
         if self._new_plan is not None:
             plan, self._new_plan = self._new_plan, None
             update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
@@ -300,12 +302,30 @@ class RecordJournal:
             Commit,
             (self.run_id, self._claim.token, records, update, self._extension_ms()),
         )
-        if self._batcher is None:
-            (failed,) = await send_commits(self._commit_many, (commit,))
-        else:
-            failed = await self._batcher.commit(commit)
-        if failed is not None:
-            await persist(partial(self._send, commit), failed, self._settings)
+        answer = self._send(commit)
+        if type(answer) is list and answer[0] is None:
+            return None
+        return self._settle(commit, answer)
+
+    async def _settle(self, commit: Commit, answer: Answer) -> None:
+        """Wait for the answer to a commit, and repeat the commit while that may help."""
+        try:
+            (failed,) = await outcomes_of(answer, 1)
+            if failed is not None:
+                await persist(partial(self._send_again, commit), failed, self._settings)
+        except (StoreUnavailable, OutcomeUnknown, asyncio.CancelledError):
+            # nobody knows whether it is stored, and storing it twice does no harm: the commit
+            # that says how the run ended takes it along
+            self._pending[:0] = commit.records
+            raise
+
+    def _send(self, commit: Commit) -> Answer:
+        if self._batcher is not None:
+            return self._batcher.commit(commit)
+        return ask(self._commit_many, (commit,))
+
+    async def _send_again(self, commit: Commit) -> StoreError | None:
+        return (await outcomes_of(self._send(commit), 1))[0]
 
     def _extension_ms(self) -> int:
         """Return how far the next commit extends the lease.
@@ -318,12 +338,6 @@ class RecordJournal:
             return 0
         self._extend_at = now + self._claim.lease_ms / 3000
         return self._claim.lease_ms
-
-    async def _send(self, commit: Commit) -> StoreError | None:
-        if self._batcher is not None:
-            return await self._batcher.commit(commit)
-        return (await send_commits(self._commit_many, (commit,)))[0]
-
 
 async def open_record_journal(
     manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
@@ -355,7 +369,7 @@ async def open_record_journal(
             found = continue_run(opened, plan, request)
         journal = RecordJournal(manager, settings, plan, claim, opened, found)
         merged = _merged_plan(opened.run.plan, settings.document)
-        if opened.is_claimed and merged != opened.run.plan:
+        if opened.is_claimed and (merged, plan.version) != (opened.run.plan, opened.run.version):
             journal.go_on_with(merged)
         if found.new_epoch is not None:
             await journal.open_epoch(found.new_epoch)
@@ -406,17 +420,22 @@ async def _open(
 
 
 async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:
-    try:
-        opened = await call_store(store, "open_run", request)
-    except StoreError:
-        raise
-    except Exception as exc:
-        raise StoreUnavailable(f"{type(store).__name__} failed in open_run: {exc}") from exc
+    opened = await _call(store, "open_run", request)
     assert opened is None or isinstance(opened, OpenedRun)
     return opened
 
 
+async def _call(store: object, operation: str, *args: object) -> object:
+    """Call an operation; a driver's exception that a store lets through never leaks."""
+    try:
+        return await call_store(store, operation, *args)
+    except StoreError:
+        raise
+    except Exception as exc:
+        raise StoreUnavailable(f"{type(store).__name__} failed in {operation}: {exc}") from exc
+
+
 async def _release(manager: CheckpointManager, claim: Claim) -> None:
     """Give the run up on the way out of an error, which a failure here must not hide."""
-    with contextlib.suppress(StoreError):  # the lease ends by itself
+    with contextlib.suppress(Exception):  # the lease ends by itself
         await call_store(manager.store, "release", claim.run_id, claim.token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -18,7 +18,7 @@ from stroma.pipeline import Step
 from stroma.records import RunStatus, digest_of
 from stroma.result import InDoubt
 from stroma.scope import NodeScope
-from stroma.trace import EventKind, ExecutionTrace, TraceEvent
+from stroma.trace import EventKind, EventRow, ExecutionTrace
 
 
 class Stopped(Exception):
@@ -136,7 +136,7 @@ class RunAccount:
         self.usage[node_id] = self.usage.get(node_id, NO_USAGE).plus(usage)
         return usage
 
-    async def save(
+    def save(
         self,
         step: Step,
         path: str,
@@ -146,8 +146,12 @@ class RunAccount:
         usage: Usage,
         attempt: int,
         duration_ms: float,
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """Record a result, and with the last one the end of the run.
+
+        Returns:
+            None if it is done, or else what to await. A store that answers at once costs
+            no coroutine.
 
         Raises:
             StoreError: the store does not take it, after every try; it stands in `unsaved`.
@@ -157,32 +161,37 @@ class RunAccount:
         if position == self.last:
             self.ended = self.end()
             stop = self.ended if isinstance(self.ended, Stop) else None
+        saving = self.journal.result(step, path, position, output, payload, digest, usage, stop)
+        preview = self.trace.options.preview(payload) if self._has_previews else ""
+        event: EventRow = (
+            "succeeded",
+            step.id,
+            path,
+            attempt,
+            self.clock.now(),
+            duration_ms,
+            digest[:16],
+            usage.model,
+            usage.input_tokens + usage.output_tokens,
+            usage.cost_usd,
+            "",
+            "",
+            None,
+            preview,
+        )
+        if saving is None:
+            self.trace.add(event)
+            return None
+        return self._saved(saving, path, output, event)
+
+    async def _saved(
+        self, saving: Awaitable[None], path: str, output: BaseModel, event: EventRow
+    ) -> None:
         try:
-            await self.journal.result(step, path, position, output, payload, digest, usage, stop)
+            await saving
         except StoreError:
             self.unsaved[path] = output
             raise
-        preview = self.trace.options.preview(payload) if self._has_previews else ""
-        # as record_journal does: half the time of calling the class
-        event = tuple.__new__(
-            TraceEvent,
-            (
-                "succeeded",
-                step.id,
-                path,
-                attempt,
-                self.clock.now(),
-                duration_ms,
-                digest[:16],
-                usage.model,
-                usage.input_tokens + usage.output_tokens,
-                usage.cost_usd,
-                "",
-                "",
-                None,
-                preview,
-            ),
-        )
         self.trace.add(event)
 
     def end(self) -> Stop | UnknownPrice:
@@ -218,7 +227,7 @@ class RunAccount:
     ) -> None:
         """Add an event to the trace."""
         self.trace.add(
-            TraceEvent(
+            (
                 kind,
                 node_id,
                 path,
@@ -232,5 +241,6 @@ class RunAccount:
                 failure_class,
                 failure_message,
                 retry_delay_seconds,
+                "",
             )
         )

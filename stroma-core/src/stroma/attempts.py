@@ -119,9 +119,7 @@ class AttemptLoop:
                 except Exception as exc:
                     delay = await self._failed(leaf, scope, began, exc)
                 else:
-                    usage = scope.usage
-                    if usage is not NO_USAGE:
-                        usage = self._account.settle(leaf.id, scope)
+                    usage = self._account.settle(leaf.id, scope)
                     took_ms = (self._clock.monotonic() - began) * 1000
                     saving = self._account.save(
                         leaf, path, position, output, payload, usage, attempt, took_ms

@@ -15,9 +15,10 @@ SAVE_GRACE_SECONDS = 60.0
 """How long a cancelled run waits for the save under way."""
 
 
-CommitMany: TypeAlias = Callable[
-    [Sequence[Commit]], Sequence[StoreError | None] | Awaitable[Sequence[StoreError | None]]
-]
+Outcomes: TypeAlias = Sequence[StoreError | None]
+"""For each commit None, or what it was refused with."""
+Answer: TypeAlias = Outcomes | Awaitable[Outcomes]
+CommitMany: TypeAlias = Callable[[Sequence[Commit]], Answer]
 """`RecordStore.commit_many` of one store."""
 
 
@@ -36,8 +37,8 @@ class CommitBatcher:
         self._waiting: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
-    async def commit(self, commit: Commit) -> StoreError | None:
-        """Return None when the commit is stored, or what it was refused with.
+    async def commit(self, commit: Commit) -> Outcomes:
+        """Return the outcome of one commit, when it is stored or refused.
 
         It is not cut when the caller is cancelled: the cancellation is raised afterwards.
         """
@@ -46,14 +47,15 @@ class CommitBatcher:
         self._waiting.append((commit, outcome))
         if self._flusher is None:
             self._flusher = loop.create_task(self._flush())
-        return await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)
+        return [await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)]
 
     async def _flush(self) -> None:
         batch: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                outcomes = await send_commits(self._commit_many, [c for c, _ in batch])
+                answer = ask(self._commit_many, [commit for commit, _ in batch])
+                outcomes = await outcomes_of(answer, len(batch))
                 for (_, waiter), outcome in zip(batch, outcomes, strict=True):
                     if not waiter.done():
                         waiter.set_result(outcome)
@@ -71,23 +73,30 @@ class CommitBatcher:
         self._waiting = []
 
 
-async def send_commits(
-    commit_many: CommitMany, commits: Sequence[Commit]
-) -> Sequence[StoreError | None]:
-    """Return the outcome of each commit; what the store raises is the outcome of all.
-
-    A store that lets its driver's exception through is taken to be unavailable.
-    """
+def ask(commit_many: CommitMany, commits: Sequence[Commit]) -> Answer:
+    """Call the store's operation; what it raises is the outcome of all of them."""
     try:
-        answer = commit_many(commits)
-        outcomes = answer if isinstance(answer, list | tuple) else await settled(answer)
-        if len(outcomes) == len(commits):
-            return outcomes
-        problem = f"the store gave {len(outcomes)} outcomes for {len(commits)} commits"
-        return [StoreUnusable(problem)] * len(commits)
-    except StoreError as exc:
-        return [exc] * len(commits)
+        return commit_many(commits)
     except Exception as exc:
-        error = StoreUnavailable(f"the store failed in commit_many: {type(exc).__name__}: {exc}")
-        error.__cause__ = exc
-        return [error] * len(commits)
+        return [_store_error(exc)] * len(commits)
+
+
+async def outcomes_of(answer: Answer, count: int) -> Outcomes:
+    """Return the outcomes of ``count`` commits, when the store has answered."""
+    try:
+        outcomes = await settled(answer)
+    except Exception as exc:
+        return [_store_error(exc)] * count
+    if len(outcomes) == count:
+        return outcomes
+    problem = f"the store gave {len(outcomes)} outcomes for {count} commits"
+    return [StoreUnusable(problem)] * count
+
+
+def _store_error(exc: Exception) -> StoreError:
+    """Return what a store raised; one that lets its driver's error through is unavailable."""
+    if isinstance(exc, StoreError):
+        return exc
+    error = StoreUnavailable(f"the store failed in commit_many: {type(exc).__name__}: {exc}")
+    error.__cause__ = exc
+    return error

@@ -62,7 +62,9 @@ class Execution:
         else:
             merged = await self._each(step, state, index, path)
         payload = dump_state(step.gives, merged, step.id)
-        await self._account.save(step, path, position, merged, payload, NO_USAGE, 0, 0.0)
+        saving = self._account.save(step, path, position, merged, payload, NO_USAGE, 0, 0.0)
+        if saving is not None:
+            await saving
         return merged
 
     async def _recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:

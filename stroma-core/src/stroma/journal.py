@@ -90,7 +90,7 @@ class Journal(Protocol):
         """
         ...
 
-    async def result(
+    def result(
         self,
         step: Step,
         path: str,
@@ -100,8 +100,11 @@ class Journal(Protocol):
         digest: str,
         usage: Usage,
         stop: Stop | None,
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """Save a result, and the end of the run with it if it is the last one.
+
+        Returns:
+            None if it is saved, or else what to await.
 
         Raises:
             StoreError: the store does not take it, after every try.

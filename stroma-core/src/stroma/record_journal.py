@@ -10,7 +10,7 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from stroma._aio import call_store, finish
+from stroma._aio import call_store, finish, settled
 from stroma.batching import Answer, CommitBatcher, ask, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import (
@@ -338,6 +338,7 @@ class RecordJournal:
             return 0
         self._extend_at = now + self._claim.lease_ms / 3000
         return self._claim.lease_ms
+
 
 async def open_record_journal(
     manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest

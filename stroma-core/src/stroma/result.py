@@ -28,7 +28,7 @@ class InDoubt(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ExecutionResult:
     """The outcome of one `run()`.
 

@@ -65,10 +65,11 @@ class StateCodec(Generic[M]):
         self._to_json = serializer.to_json
         self._to_python = serializer.to_python
         self._validate_json = validator.validate_json
-        self.validate: Callable[..., M] = partial(
-            validator.validate_python, by_alias=True, by_name=True
-        )
         self._exact = is_exact(schema)
+        self.validate: Callable[..., M] = validator.validate_python
+        fields = schema.model_fields.values()
+        if not self._exact or any(field.alias or field.validation_alias for field in fields):
+            self.validate = partial(validator.validate_python, by_alias=True, by_name=True)
         self._nullable = '"float"' in self.form_text
 
     def accept(self, raw: object) -> M:

@@ -13,60 +13,92 @@ from stroma.errors import ConfigError
 MODEL_KEY = "_stroma_model"
 
 
-class NodeScope:
-    """One attempt of a node, as the node sees it.
+class RunScope:
+    """What all attempts of one start of a run have in common.
 
-    Attributes:
+    Args:
         run_id: the run.
         epoch: 0, or the number of times the run was deliberately started over.
-        node_id: the node.
-        index: the items of `fan_out` that the node stands in, outermost first.
-        path: the node's place, such as "extract[17]".
-        attempt: 1 for the first call of this start.
-        model: the model that the run suggests, or "".
-        usage: what was reported so far.
+        left: returns what is left of each limit.
+        price: returns usage with its cost.
+        model: returns the model to use, of a node's own and the rules that hold.
     """
 
-    __slots__ = (
-        "_left",
-        "_price",
-        "_rules",
-        "attempt",
-        "deadline",
-        "epoch",
-        "index",
-        "model",
-        "node_id",
-        "path",
-        "run_id",
-        "usage",
-    )
+    __slots__ = ("epoch", "left", "model", "price", "run_id")
 
     def __init__(
         self,
         run_id: str,
         epoch: int,
+        left: Callable[[], ExecutionBudget],
+        price: Callable[[Usage], Usage],
+        model: Callable[[str, tuple[ModelFallback, ...]], str],
+    ) -> None:
+        self.run_id = run_id
+        self.epoch = epoch
+        self.left = left
+        self.price = price
+        self.model = model
+
+
+class NodeScope:
+    """One attempt of a node, as the node sees it.
+
+    Attributes:
+        node_id: the node.
+        index: the items of `fan_out` that the node stands in, outermost first.
+        path: the node's place, such as "extract[17]".
+        attempt: 1 for the first call of this start.
+        deadline: when the attempt is cut, on the run's monotonic clock, or None.
+        usage: what was reported so far.
+    """
+
+    __slots__ = (
+        "_own_model",
+        "_rules",
+        "_run",
+        "attempt",
+        "deadline",
+        "index",
+        "node_id",
+        "path",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        run: RunScope,
         node_id: str,
         index: tuple[int, ...],
         path: str,
         attempt: int,
-        model: str,
         rules: tuple[ModelFallback, ...],
-        left: Callable[[], ExecutionBudget],
-        price: Callable[[Usage], Usage],
+        own_model: str,
     ) -> None:
-        self.run_id = run_id
-        self.epoch = epoch
+        self._run = run
         self.node_id = node_id
         self.index = index
         self.path = path
         self.attempt = attempt
-        self.model = model
         self.deadline: float | None = None
         self.usage = NO_USAGE
         self._rules = rules
-        self._left = left
-        self._price = price
+        self._own_model = own_model
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._run.run_id
+
+    @property
+    def epoch(self) -> int:
+        """0, or the number of times the run was deliberately started over."""
+        return self._run.epoch
+
+    @property
+    def model(self) -> str:
+        """The model that the run suggests, or ""."""
+        return self._run.model(self._own_model, self._rules)
 
     @property
     def item(self) -> int | None:
@@ -76,7 +108,7 @@ class NodeScope:
     @property
     def budget_left(self) -> ExecutionBudget:
         """What is left of each limit of the run, without what this attempt reported."""
-        return self._left()
+        return self._run.left()
 
     @property
     def idempotency_key(self) -> str:
@@ -92,7 +124,7 @@ class NodeScope:
         if self._rules and usage.model:
             usage = usage._replace(model=model_under(self._rules, usage.model))
         if usage.cost_usd is None:
-            usage = self._price(usage)
+            usage = self._run.price(usage)
         self.usage = self.usage.plus(usage)
 
 

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,6 +58,28 @@ class TraceEvent(NamedTuple):
         data = self._asdict()
         data["cost_usd"] = None if self.cost_usd is None else str(self.cost_usd)
         return data
+
+
+EventRow: TypeAlias = tuple[
+    EventKind,
+    str,
+    str,
+    int,
+    float,
+    float,
+    str,
+    str,
+    int,
+    Decimal | None,
+    str,
+    str,
+    float | None,
+    str,
+]
+"""The members of a `TraceEvent`."""
+
+_MESSAGE: Final = 11
+_PREVIEW: Final = 13
 
 
 class TraceOptions(BaseModel):
@@ -128,12 +150,17 @@ class ExecutionTrace:
         self._max_events = min(self.options.max_events, self.options.max_bytes // _FIXED_BYTES)
         self._max_text_bytes = self.options.max_bytes - self._max_events * _FIXED_BYTES
         self._text_bytes = 0
-        self._events: deque[TraceEvent] = deque()
+        self._events: deque[EventRow] = deque()
 
-    def add(self, event: TraceEvent) -> None:
-        """Append an event, dropping the oldest ones when the trace is full."""
+    def add(self, event: EventRow) -> None:
+        """Append an event, dropping the oldest ones when the trace is full.
+
+        Args:
+            event: a `TraceEvent`, or its members as a bare tuple, which is made faster, and
+                which the garbage collector does not look at again.
+        """
         self._events.append(event)
-        if event.failure_message or event.preview:
+        if event[_MESSAGE] or event[_PREVIEW]:
             self._text_bytes += _text_bytes(event)
         if len(self._events) > self._max_events or self._text_bytes > self._max_text_bytes:
             self._shrink()
@@ -150,17 +177,17 @@ class ExecutionTrace:
     @property
     def events(self) -> tuple[TraceEvent, ...]:
         """All events that were kept."""
-        return tuple(self._events)
+        return tuple(map(TraceEvent._make, self._events))
 
     def __iter__(self) -> Iterator[TraceEvent]:
-        return iter(tuple(self._events))
+        return iter(self.events)
 
     def __len__(self) -> int:
         return len(self._events)
 
     def where(self, keep: Callable[[TraceEvent], bool]) -> list[TraceEvent]:
         """Return the events that ``keep`` accepts."""
-        return [event for event in self._events if keep(event)]
+        return [event for event in self.events if keep(event)]
 
     def failures(self) -> list[TraceEvent]:
         """Return the failed attempts."""
@@ -187,7 +214,7 @@ class ExecutionTrace:
         document = {
             "run_id": self.run_id,
             "dropped": self.dropped,
-            "events": [event.to_dict() for event in self._events],
+            "events": [event.to_dict() for event in self.events],
         }
         return json.dumps(document, indent=indent, ensure_ascii=False)
 
@@ -204,8 +231,8 @@ class ExecutionTrace:
         ]
 
 
-def _text_bytes(event: TraceEvent) -> int:
-    return len(event.failure_message) + len(event.preview)
+def _text_bytes(event: EventRow) -> int:
+    return len(event[_MESSAGE]) + len(event[_PREVIEW])
 
 
 def _summary(trace: ExecutionTrace) -> dict[str, str]:

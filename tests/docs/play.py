@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 import traceback
@@ -24,7 +23,7 @@ def main() -> None:
     page, outcome = Path(sys.argv[1]), Path(sys.argv[2])
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    sys.path[0] = os.getcwd()  # as for a program that lies here
+    sys.path[0] = str(Path.cwd())  # as for a program that lies here
     printed: dict[int, str] = {}
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if not block.is_run:

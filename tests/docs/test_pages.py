@@ -75,9 +75,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         if re.match(r"https?://", target):
             continue
         file = (page.parent / target).resolve() if target else page
-        if not file.exists():
-            broken.append(link)
-        elif anchor and anchor not in anchors_of(file.read_text(encoding="utf-8")):
+        if not file.exists() or (
+            anchor and anchor not in anchors_of(file.read_text(encoding="utf-8"))
+        ):
             broken.append(link)
 
     assert broken == []
@@ -99,7 +99,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 @each_page
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    folders = "|".join(("docs", "examples", "tests", "tools", "benchmarks", r"stroma-\w+"))
+    distributions = [folder.parent.name for folder in ROOT.glob("stroma-*/pyproject.toml")]
+    folders = "|".join(["docs", "examples", "tests", "tools", "benchmarks", *distributions])
     text = page.read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*[\w/]", text)
 

@@ -73,9 +73,9 @@ def methods_of(cls: type) -> Iterator[tuple[str, Any]]:
     for name, member in inspect.getmembers(cls):
         plain = inspect.unwrap(getattr(member, "__func__", member))
         module = getattr(plain, "__module__", "")
-        if isinstance(plain, FunctionType) and module.startswith("stroma"):
-            if not name.startswith("_"):
-                yield name, plain
+        is_ours = isinstance(plain, FunctionType) and module.startswith("stroma")
+        if is_ours and not name.startswith("_"):
+            yield name, plain
 
 
 def section_of(heading: str) -> str:
@@ -184,7 +184,9 @@ def test_every_hook_of_plugins_is_documented(spec: Any) -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=lambda c: c.__name__)
 def test_every_error_is_documented_with_its_bases_and_attributes(error: type) -> None:
     row = rows_of(REFERENCE["errors.md"])[error.__name__]
-    own = re.findall(r"^    (\w+): ", (error.__doc__ or "").partition("Attributes:")[2], re.M)
+    own = re.findall(
+        r"^    (\w+): ", (error.__doc__ or "").partition("Attributes:")[2], re.MULTILINE
+    )
 
     assert row[1] == ", ".join(f"`{base.__name__}`" for base in error.__bases__)
     assert [name for name in own if f"`{name}`" not in row[2]] == []

@@ -55,11 +55,7 @@ class Session:
                 which sync the log with everything before them in it: nothing durable can
                 survive what came before it.
         """
-        if _identity(self._path_text) != self._identity:
-            raise StoreUnusable(
-                f"{self._path} was removed or replaced while it was in use: what was recorded "
-                "is in the old file; put it back, or start the runs again"
-            )
+        self._check_file()
         self._set_durable(durable)
         self._execute("BEGIN IMMEDIATE")
         try:
@@ -71,6 +67,29 @@ class Session:
                     self._execute("ROLLBACK")
             raise
         self.has_unsynced = not durable
+
+    def state_alone(self, body: Callable[[Tables], bool]) -> bool:
+        """Run one durable statement without a transaction around it.
+
+        Returns:
+            What ``body`` returns: whether it wrote.
+        """
+        self._check_file()
+        self._set_durable(True)
+        try:
+            has_written = body(self.tables)
+        except sqlite3.Error as exc:
+            raise commit_error(exc, self._path) from exc
+        if has_written:
+            self.has_unsynced = False
+        return has_written
+
+    def _check_file(self) -> None:
+        if _identity(self._path_text) != self._identity:
+            raise StoreUnusable(
+                f"{self._path} was removed or replaced while it was in use: what was recorded "
+                "is in the old file; put it back, or start the runs again"
+            )
 
     def _commit(self) -> None:
         try:

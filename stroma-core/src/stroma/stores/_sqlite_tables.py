@@ -92,6 +92,12 @@ _VALUES: Final = (
 _ADD_RECORD: Final = (
     "INSERT " + _VALUES + " ON CONFLICT (run_id, path, kind, attempt, epoch) DO NOTHING"
 )
+_ADD_OWNED: Final = (
+    "INSERT INTO records (" + HEADER_COLUMNS + ", payload) "  # noqa: S608
+    "SELECT " + _marks(HEADER_COLUMNS) + ", ? "
+    "WHERE EXISTS (SELECT 1 FROM runs WHERE run_id = ? AND owner = ?) "
+    "ON CONFLICT (run_id, path, kind, attempt, epoch) DO NOTHING"
+)
 _REPLACE_RECORD: Final = "INSERT OR REPLACE " + _VALUES
 _TAKE_BACK: Final = (
     "DELETE FROM records WHERE run_id = ? AND epoch = ? AND path = ? AND kind = ? AND attempt = ?"
@@ -217,6 +223,19 @@ class Tables:
             self._execute(_TAKE_BACK, header[:5])
         owner, holder, _ = self._owner(run_id)
         return refused if owner == token else stale(run_id, holder)
+
+    def commit_alone(self, commit: Commit) -> bool:
+        """Write a commit of one record by one statement, which is its own transaction.
+
+        Returns:
+            Whether it was written. If not, nothing was changed, and `commit` says why.
+        """
+        (record,) = commit.records
+        row = (*record_row(record, self._next_seq()), commit.run_id, commit.token)
+        try:
+            return self._execute(_ADD_OWNED, row).rowcount == 1
+        except UNSTORABLE:
+            return False
 
     def _next_seq(self) -> int:
         """Return a number above that of every record of the runs that were opened here.

@@ -49,12 +49,17 @@ class _State(Enum):
 
 
 class _Request:
-    __slots__ = ("call", "error", "future", "is_done", "loop", "mode", "result")
+    __slots__ = ("alone", "call", "error", "future", "is_done", "loop", "mode", "result")
 
     def __init__(
-        self, call: Callable[[Tables], object], mode: Mode, loop: asyncio.AbstractEventLoop
+        self,
+        call: Callable[[Tables], object],
+        mode: Mode,
+        loop: asyncio.AbstractEventLoop,
+        alone: Callable[[Tables], bool] | None,
     ) -> None:
         self.call = call
+        self.alone = alone
         self.mode = mode
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
@@ -96,15 +101,26 @@ class Writer:
         self._pid = os.getpid()
         _writers.add(self)
 
-    async def run(self, call: Callable[[Tables], T], mode: Mode) -> T:
+    async def run(
+        self,
+        call: Callable[[Tables], T],
+        mode: Mode,
+        alone: Callable[[Tables], bool] | None = None,
+    ) -> T:
         """Run ``call`` in the thread and return what it returns.
 
         A caller that is cancelled meanwhile waits for the end all the same.
 
+        Args:
+            call: reads or writes.
+            mode: which of it.
+            alone: tried first when nothing else is waiting: one statement that writes what
+                ``call`` would. It returns whether it did; then None is returned.
+
         Raises:
             StoreError: what it raised, or what SQLite's error means.
         """
-        request = _Request(call, mode, asyncio.get_running_loop())
+        request = _Request(call, mode, asyncio.get_running_loop(), alone)
         self._put(request)
         try:
             await request.future
@@ -217,6 +233,8 @@ class Writer:
             request.error = None
         try:
             session = self._opened()
+            if len(requests) == 1 and self._is_stated_alone(requests[0], session):
+                return
             session.transact(
                 lambda: _apply(requests, session.tables),
                 durable=any(request.mode is Mode.WRITE for request in requests),
@@ -229,6 +247,12 @@ class Writer:
                 self._fail(requests, broken.error)
         except Exception as exc:
             self._fail(requests, exc)
+
+    def _is_stated_alone(self, request: _Request, session: Session) -> bool:
+        if request.alone is None or not session.state_alone(request.alone):
+            return False
+        request.result = None
+        return True
 
     def _attempt(self, request: _Request) -> None:
         try:

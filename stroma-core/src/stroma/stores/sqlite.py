@@ -129,6 +129,14 @@ class SQLiteStore(AsyncPlainMethods):
             OutcomeUnknown: the disk did not confirm the write.
         """
         refusals = check_size(commits, self._capabilities)
+        if len(commits) == 1 and refusals[0] is None and _is_one_record(commits[0]):
+            commit = commits[0]
+            refused = await self._writer.run(
+                lambda tables: tables.commit(commit),
+                Mode.WRITE,
+                lambda tables: tables.commit_alone(commit),
+            )
+            return [refused]
 
         def commit_each(tables: Tables) -> list[StoreError | None]:
             return [
@@ -200,6 +208,16 @@ class SQLiteStore(AsyncPlainMethods):
         thread = self._writer.close()
         if thread is not None:
             await finish(in_daemon_thread(thread.join))
+
+
+def _is_one_record(commit: Commit) -> bool:
+    """Say whether a commit does nothing but add one record to an owned run."""
+    return (
+        len(commit.records) == 1
+        and commit.update is None
+        and commit.lease_ms == 0
+        and commit.token != ""
+    )
 
 
 def _nothing(tables: Tables) -> None:

@@ -1,0 +1,308 @@
+"""What Stroma costs next to the least that would do the same job, measured in one run.
+
+Each row runs Stroma and a bare loop by turns in one process, or in fresh ones where that is
+what matters, and takes the quickest of each: other work on the machine only ever adds time.
+Rows without a disk in them count the time of the processor.
+
+    python benchmarks/ratios.py            the table
+    python benchmarks/ratios.py --quick    fewer rounds
+    python benchmarks/ratios.py --check    exit 1 if a target is missed
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+import stroma
+from stroma.nodes import NodeLike
+
+NODES = 10
+
+
+class State(BaseModel):
+    """About 200 bytes of JSON."""
+
+    title: str
+    body: str
+    author: str
+    words: int
+    score: float
+
+
+def new_state() -> dict[str, object]:
+    return {
+        "title": "A page about checkpoints",
+        "body": "Each result is recorded before anything that may fail touches it. " + "x" * 30,
+        "author": "somebody",
+        "words": 12,
+        "score": 0.5,
+    }
+
+
+START = State.model_validate(new_state())
+
+
+async def bare(state: State) -> dict[str, object]:
+    return new_state()
+
+
+def numbered(count: int, payload_bytes: int = 0) -> list[NodeLike]:
+    def make(number: int) -> NodeLike:
+        @stroma.node(id=f"node-{number}", input=State, output=State)
+        async def work(state: State) -> dict[str, object]:
+            made = new_state()
+            if payload_bytes:
+                made["body"] = "x" * payload_bytes
+            return made
+
+        return work
+
+    return [make(number) for number in range(count)]
+
+
+class Row(NamedTuple):
+    """One measured row.
+
+    Attributes:
+        work: what was done.
+        floor: what it takes at the least.
+        ours: what it takes with Stroma.
+        ratio: how they compare, or the measured value.
+        target: what is to be reached.
+    """
+
+    work: str
+    floor: str
+    ours: str
+    ratio: float
+    target: float
+    unit: str = "×"
+
+    @property
+    def is_reached(self) -> bool:
+        return self.ratio <= self.target
+
+    def line(self) -> str:
+        verdict = "reached" if self.is_reached else "MISSED"
+        return (
+            f"| {self.work} | {self.floor} | {self.ours} | {self.ratio:.2f} {self.unit} "
+            f"| ≤ {self.target:g} {self.unit} | {verdict} |"
+        )
+
+
+Timed = Callable[[], Awaitable[None]]
+
+
+async def quickest(
+    rounds: int, *jobs: Timed, clock: Callable[[], float] = time.process_time
+) -> list[float]:
+    """Return the least seconds that each job took, run by turns."""
+    best = [float("inf")] * len(jobs)
+    for _ in range(rounds):
+        for i, job in enumerate(jobs):
+            gc.collect()
+            began = clock()
+            await job()
+            best[i] = min(best[i], clock() - began)
+    return best
+
+
+def children_time() -> float:
+    """Return the processor's seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+async def memory(rounds: int) -> Row:
+    runs = 50
+    nodes = numbered(NODES)
+
+    async def floor() -> None:
+        for _ in range(runs):
+            state = START
+            for _ in range(NODES):
+                state = State.model_validate(await bare(state))
+
+    async def ours() -> None:
+        for _ in range(runs):
+            result = await runner.run(nodes, START)
+            assert result.is_complete
+
+    runner = stroma.StromaRunner.quick(store=stroma.InMemoryStore())
+    await ours()  # checks the nodes, once
+
+    least = await quickest(rounds * 5, floor, ours)
+    floor_us, ours_us = (seconds / runs / NODES * 1e6 for seconds in least)
+    return Row(
+        "memory store, per node", f"{floor_us:.2f} µs", f"{ours_us:.2f} µs", ours_us / floor_us, 8
+    )
+
+
+async def sqlite(rounds: int) -> Row:
+    runs = 20
+    nodes = numbered(NODES)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as worker:
+            connection = await loop.run_in_executor(worker, _by_hand, f"{folder}/floor.db")
+            statement = (
+                "INSERT INTO results VALUES (?, ?, ?) "
+                "ON CONFLICT (run, node) DO UPDATE SET state = excluded.state"
+            )
+            made = iter(range(sys.maxsize))
+
+            async def floor() -> None:
+                for _ in range(runs):
+                    state, run = START, next(made)
+                    for number in range(NODES):
+                        state = State.model_validate(await bare(state))
+                        row = (f"run-{run}", f"node-{number}", state.model_dump_json())
+                        await loop.run_in_executor(worker, connection.execute, statement, row)
+
+            async with stroma.StromaRunner.quick(store=f"sqlite:///{folder}/ours.db") as runner:
+                await runner.run(nodes, START)  # opens the file
+
+                async def ours() -> None:
+                    for _ in range(runs):
+                        result = await runner.run(nodes, START)
+                        assert result.is_complete
+
+                least = await quickest(rounds * 4, floor, ours, clock=time.perf_counter)
+            await loop.run_in_executor(worker, connection.close)
+    floor_us, ours_us = (seconds / runs / NODES * 1e6 for seconds in least)
+    return Row(
+        "SQLite, one run, per node",
+        f"{floor_us:.0f} µs",
+        f"{ours_us:.0f} µs",
+        ours_us / floor_us,
+        1.2,
+    )
+
+
+def _by_hand(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(
+        "CREATE TABLE results (run TEXT, node TEXT, state BLOB, PRIMARY KEY (run, node))"
+    )
+    return connection
+
+
+async def growth(rounds: int) -> Row:
+    few, many = numbered(10), numbered(1000)
+    runner = stroma.StromaRunner.quick(store=stroma.InMemoryStore())
+
+    async def short() -> None:
+        for _ in range(100):
+            await runner.run(few, START)
+
+    async def long() -> None:
+        await runner.run(many, START)
+
+    await short()
+    await long()
+    least = await quickest(rounds * 2, short, long)
+    short_us, long_us = (seconds / 1000 * 1e6 for seconds in least)
+    return Row(
+        "1,000 nodes against 10, per node",
+        f"{short_us:.2f} µs",
+        f"{long_us:.2f} µs",
+        long_us / short_us,
+        1.1,
+    )
+
+
+async def memory_kept(rounds: int) -> Row:
+    nodes = numbered(100, payload_bytes=100_000)
+    with tempfile.TemporaryDirectory() as folder:
+        async with stroma.StromaRunner.quick(store=f"sqlite:///{folder}/kept.db") as runner:
+            await runner.run(nodes, START)
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            result = await runner.run(nodes, START)
+            gc.collect()
+            kept = tracemalloc.get_traced_memory()[0] - before
+            tracemalloc.stop()
+            assert result.is_complete
+    kept_mb = kept / 1e6
+    return Row(
+        "kept after 100 nodes of 100 KB, SQLite", "0.1 MB", f"{kept_mb:.2f} MB", kept_mb, 0.5, "MB"
+    )
+
+
+_BASE = """
+import asyncio
+import pydantic
+class Model(pydantic.BaseModel):
+    value: int
+"""
+
+
+async def imports(rounds: int) -> Row:
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def run(program: str) -> None:
+        subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+    async def floor() -> None:
+        run(_BASE)
+
+    async def ours() -> None:
+        run(_BASE + "import stroma")
+
+    await ours()  # writes the bytecode
+    floor_ms, ours_ms = (
+        seconds * 1000 for seconds in await quickest(rounds * 6, floor, ours, clock=children_time)
+    )
+    return Row(
+        "import, next to asyncio, pydantic and one model",
+        f"{floor_ms:.0f} ms",
+        f"{ours_ms:.0f} ms",
+        ours_ms / floor_ms,
+        1.15,
+    )
+
+
+async def measure(rounds: int) -> list[Row]:
+    rows = []
+    for benchmark in (memory, sqlite, growth, memory_kept, imports):
+        rows.append(await benchmark(rounds))
+        print(rows[-1].line(), flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    options = parser.parse_args()
+    version = ".".join(map(str, sys.version_info[:3]))
+    print(
+        f"Python {version}, {os.cpu_count()} cores, stroma from {Path(stroma.__file__).parent.name}"
+    )
+    print("\n| work | floor | Stroma | ratio | target | |\n|---|---|---|---|---|---|")
+    rows = asyncio.run(measure(2 if options.quick else 6))
+    return int(options.check and not all(row.is_reached for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

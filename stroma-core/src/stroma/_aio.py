@@ -19,14 +19,25 @@ async def settled(value: T | Awaitable[T]) -> T:
     return value
 
 
-def is_cancelled() -> bool:
-    """Say whether somebody asked to cancel the current task.
+class CancelWatch:
+    """Tells whether somebody asked to cancel the current task, since the watch was made.
 
-    A `CancelledError` alone does not say so: awaiting something else that was cancelled raises
-    it, too.
+    A `CancelledError` does not say so, since awaiting something else that was cancelled raises
+    it, too; and other exceptions may stand in its place.
     """
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+
+    __slots__ = ("_before", "_task")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    def is_cancelled(self) -> bool:
+        """Say whether the task that calls this is to end."""
+        task = asyncio.current_task()
+        if task is None:
+            return True
+        return task.cancelling() > (self._before if task is self._task else 0)
 
 
 async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None) -> T:

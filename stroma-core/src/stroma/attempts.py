@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from stroma._aio import in_daemon_thread, is_cancelled, settled, uncut
+from stroma._aio import CancelWatch, in_daemon_thread, settled, uncut
 from stroma.account import RunAccount, Stopped
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
@@ -64,6 +64,7 @@ class AttemptLoop:
         )
         self._is_guarded = not account.ledger.budget.is_unlimited or bool(account.around.fallbacks)
         self._has_deadline = account.ledger.budget.latency_ms is not None
+        self._watch = CancelWatch()
         self._rules_seen: tuple[ModelFallback, ...] = ()
         self._budget_reported = False
 
@@ -217,7 +218,10 @@ class AttemptLoop:
 
         Raises:
             Stopped: there is none.
+            asyncio.CancelledError: the node hid that it was cancelled behind its failure.
         """
+        if self._watch.is_cancelled():
+            return await self._cut(leaf, scope, began, asyncio.CancelledError())
         duration_ms = (self._clock.monotonic() - began) * 1000
         usage = self._account.settle(leaf.id, scope)
         context = NodeContext(scope.run_id, scope.node_id, scope.attempt, scope.path)
@@ -281,7 +285,7 @@ class AttemptLoop:
         Raises:
             asyncio.CancelledError: the run is cancelled, or a sibling failed.
         """
-        if not is_cancelled():
+        if not self._watch.is_cancelled():
             stray = StromaError(f"{scope.path} waited for something that was cancelled")
             stray.__cause__ = exc
             return await self._failed(leaf, scope, began, stray)

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from stroma._aio import is_cancelled
 from stroma.cost import Usage
 from stroma.failures import FailureClass
 
@@ -153,8 +152,9 @@ class HookSet:
                 if inspect.isawaitable(outcome):
                     await outcome
             except (Exception, asyncio.CancelledError) as exc:
-                if isinstance(exc, asyncio.CancelledError) and is_cancelled():
-                    raise
+                task = asyncio.current_task()
+                if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
+                    raise  # the run is cancelled, and not just something that the hook awaited
                 if (name, event) not in self._reported:
                     self._reported.add((name, event))
                     logger.warning(

@@ -20,7 +20,7 @@ from stroma.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
 from stroma.cost import ExecutionBudget, ModelFallback, OnUnknownPrice, Pricer
 from stroma.errors import ConfigError
 from stroma.failures import Classifier, FailureClass, FailurePolicy, PolicyMap, default_policy_map
-from stroma.hooks import NodeHooks
+from stroma.hooks import EVENTS, NodeHooks
 from stroma.ids import check_id
 from stroma.nodes import as_policies, check_terminal, check_timeout_ms
 from stroma.plugins import did_you_mean
@@ -67,6 +67,10 @@ def _hooks(value: object) -> object:
     found = (value,) if isinstance(value, NodeHooks) else value
     if not isinstance(found, list | tuple) or not all(isinstance(h, NodeHooks) for h in found):
         raise ValueError("must be NodeHooks, or a list of them")
+    for event in EVENTS:
+        wrong = [hooks for hooks in found if not callable(getattr(hooks, event) or print)]
+        if wrong:
+            raise ValueError(f"{event} cannot be called")
     return tuple(found)
 
 

@@ -247,7 +247,7 @@ def _phrase(events: list[TraceEvent]) -> str:
     calls = sum(event.attempt > 0 for event in events)
     last = events[-1]
     parts = [last.kind if calls < 2 else f"{last.kind} after {calls} attempts"]
-    if last.failure_message:
+    if last.failure_message and last.kind != "budget":  # which says when, and so always differs
         parts.append(last.failure_message)
     if last.digest:
         parts.append(f"output {last.digest}")

@@ -7,13 +7,11 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from stroma.cost import Usage
 from stroma.failures import FailureClass
-
-if TYPE_CHECKING:
-    from stroma.result import ExecutionResult
+from stroma.result import ExecutionResult  # not only for checkers: pydantic 2.11 resolves it
 
 logger = logging.getLogger("stroma")
 

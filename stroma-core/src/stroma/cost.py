@@ -1,7 +1,5 @@
 """Usage, prices and budgets: what a run spent, and what it may spend."""
 
-from __future__ import annotations
-
 import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +37,7 @@ class Usage(NamedTuple):
         """Input and output tokens together."""
         return self.input_tokens + self.output_tokens
 
-    def plus(self, other: Usage) -> Usage:
+    def plus(self, other: "Usage") -> "Usage":
         """Return the sum; its cost is unknown when one of the costs is."""
         if self is NO_USAGE:
             return other

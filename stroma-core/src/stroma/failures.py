@@ -1,7 +1,5 @@
 """What a failure means, and what to do about it: classes, classifiers and retry policies."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

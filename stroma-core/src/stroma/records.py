@@ -1,7 +1,5 @@
 """What a store keeps: run records and checkpoint records, and what is asked of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -345,7 +343,7 @@ class PlanDocument(NamedTuple):
         return json.dumps(document, ensure_ascii=False, sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> PlanDocument:
+    def from_json(cls, data: bytes) -> "PlanDocument":
         """Return the document that `to_json` wrote; unknown members are ignored.
 
         Raises:

@@ -1,9 +1,7 @@
 """What can be set for a run, checked before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -128,7 +126,7 @@ class RunConfig(BaseModel):
     random: Random = SYSTEM_RANDOM
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunConfig:
+    def _consistent(self) -> Self:
         check_terminal(self.policy_map, "policy_map")
         return self
 

@@ -1,7 +1,5 @@
 """What happened in a run, attempt by attempt: bounded, and without payloads unless asked."""
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -218,7 +216,7 @@ class ExecutionTrace:
         }
         return json.dumps(document, indent=indent, ensure_ascii=False)
 
-    def diff(self, other: ExecutionTrace) -> list[TraceDifference]:
+    def diff(self, other: "ExecutionTrace") -> list[TraceDifference]:
         """Return where another run went differently: path, attempts, outputs, models, cost.
 
         Ids and times are not compared.

@@ -84,7 +84,8 @@ async def test_going_on_beyond_what_is_recorded_is_refused(store: Any, calls: Ca
     await runner.run(nodes, Number(), run_id="r")
     with pytest.raises(CheckpointNotFound, match="cannot go on at 'c': the result of 'b' before"):
         await runner.run(nodes, Number(), run_id="r", resume_from="c")
-    assert (await stored_run(store, "r")).owner == ""
+    run = await stored_run(store, "r")
+    assert (run.owner, run.status) == ("", RunStatus.FAILED)
 
 
 async def test_an_unknown_node_is_refused_by_name(calls: Calls) -> None:

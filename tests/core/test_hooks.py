@@ -196,7 +196,7 @@ async def test_hooks_of_items_name_the_item(calls: Calls) -> None:
     "hooks", ["x", [1], {"on_node_start": print}, [NodeHooks(), None]], ids=repr
 )
 def test_what_are_no_hooks_is_refused(hooks: Any) -> None:
-    with pytest.raises(ConfigError, match="hooks: .*NodeHooks"):
+    with pytest.raises(ConfigError, match=r"hooks: .*NodeHooks"):
         make_runner().with_hooks(hooks)
 
 

@@ -104,7 +104,8 @@ async def test_another_input_under_the_same_id_is_refused(store: Any, calls: Cal
     await runner.run(nodes, Number(value=1), run_id="r")
     with pytest.raises(RunInputMismatch, match="another input: value differs"):
         await runner.run(nodes, Number(value=2), run_id="r")
-    assert (await stored_run(store, "r")).owner == ""
+    run = await stored_run(store, "r")
+    assert (run.owner, run.status) == ("", RunStatus.FAILED)  # as it stood before
 
 
 async def test_another_input_is_refused_for_a_complete_run_too(store: Any, calls: Calls) -> None:

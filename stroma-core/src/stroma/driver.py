@@ -21,7 +21,7 @@ from stroma.errors import (
 from stroma.execution import Execution
 from stroma.failures import FailureClass
 from stroma.hooks import HookSet, RunStart
-from stroma.journal import Journal, Stop
+from stroma.journal import CANCELLED, Journal, Stop
 from stroma.pipeline import Plan
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
@@ -78,7 +78,7 @@ class RunDriver:
         except Stopped as stopped:
             result = await self._stopped(stopped.status, stopped.reason, stopped.error)
         except asyncio.CancelledError:
-            await self._leave(RunStatus.CANCELLED, "cancelled by its caller")
+            await self._leave(RunStatus.CANCELLED, CANCELLED)
             raise
         except Exception as exc:
             status = _status_after(exc)

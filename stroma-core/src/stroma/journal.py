@@ -18,6 +18,9 @@ from stroma.records import RunStatus
 
 logger = logging.getLogger("stroma")
 
+CANCELLED = "cancelled by its caller"
+"""Why a cancelled run stopped."""
+
 
 class Stop(NamedTuple):
     """How a run ended, for its record.

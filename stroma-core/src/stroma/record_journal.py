@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
 
-from stroma._aio import call_store, finish, settled
+from stroma._aio import call_store, finish, settled, uncut
 from stroma.batching import Answer, CommitBatcher, ask, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import (
@@ -32,7 +31,7 @@ from stroma.errors import (
     StoreUnavailable,
 )
 from stroma.failures import error_text
-from stroma.journal import JournalSettings, Stop, persist
+from stroma.journal import CANCELLED, JournalSettings, Stop, persist
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.pipeline import Leaf, Plan, Step
 from stroma.records import (
@@ -374,9 +373,8 @@ async def open_record_journal(
             journal.go_on_with(merged)
         if found.new_epoch is not None:
             await journal.open_epoch(found.new_epoch)
-    except BaseException:
-        if opened.is_claimed:
-            await _release(manager, claim)
+    except BaseException as exc:
+        await _give_back(manager, claim, opened, exc)
         raise
     return journal
 
@@ -414,9 +412,12 @@ async def _open(
     opening = asyncio.ensure_future(_call_open(manager.store, request))
     try:
         return await finish(opening)
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as exc:
         if opening.done() and not opening.cancelled() and opening.exception() is None:
-            await _release(manager, claim)
+            await _give_back(manager, claim, opening.result(), exc)
+        raise
+    except OutcomeUnknown as exc:
+        await _give_back(manager, claim, OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING)), exc)
         raise
 
 
@@ -436,7 +437,18 @@ async def _call(store: object, operation: str, *args: object) -> object:
         raise StoreUnavailable(f"{type(store).__name__} failed in {operation}: {exc}") from exc
 
 
-async def _release(manager: CheckpointManager, claim: Claim) -> None:
-    """Give the run up on the way out of an error, which a failure here must not hide."""
-    with contextlib.suppress(Exception):  # the lease ends by itself
-        await call_store(manager.store, "release", claim.run_id, claim.token)
+async def _give_back(
+    manager: CheckpointManager, claim: Claim, opened: OpenedRun | None, why: BaseException
+) -> None:
+    """Give a run up on the way out of an error, which a failure here must not hide.
+
+    It stands as it stood before the claim, unless it was cancelled.
+    """
+    if opened is None or not opened.is_claimed:
+        return
+    update = RunUpdate(opened.status_before, release=True)
+    if isinstance(why, asyncio.CancelledError):
+        update = update._replace(status=RunStatus.CANCELLED, stop_reason=CANCELLED)
+    commit = Commit(claim.run_id, claim.token, (), update)
+    # what fails here is made good by the end of the lease
+    await uncut(outcomes_of(ask(manager.commit_many, (commit,)), 1))

@@ -276,6 +276,8 @@ class OpenedRun(NamedTuple):
         last: the result with the highest position in the newest epoch that has any.
         is_new: the run was created by this call.
         is_claimed: the caller owns it. A COMPLETED run is not claimed unless asked for.
+        status_before: the status that the claim found, for a caller who gives the run back
+            untouched; None if the run was not claimed, or created.
     """
 
     run: RunRecord
@@ -283,6 +285,7 @@ class OpenedRun(NamedTuple):
     last: CheckpointRecord | None = None
     is_new: bool = False
     is_claimed: bool = True
+    status_before: RunStatus | None = None
 
 
 class RunQuery(NamedTuple):

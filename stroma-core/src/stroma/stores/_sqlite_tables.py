@@ -167,6 +167,7 @@ class Tables:
         ):
             raise locked(run, now)
         opened = self._opened(claimed(run, request, now), is_claimed=True)
+        opened = opened._replace(status_before=run.status)
         run = opened.run
         self._execute(
             _CLAIM,

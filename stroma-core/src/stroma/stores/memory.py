@@ -139,9 +139,9 @@ class InMemoryStore(SyncPlainMethods):
             now = self._now()
             if run.owner != request.token and is_held(run.owner, run.lease_expires_at, now):
                 raise locked(run, now)
-            run = claimed(run, request, now)
-            entry.put(run)
-            return _opened(entry, run, is_claimed=True)
+            mine = claimed(run, request, now)
+            entry.put(mine)
+            return _opened(entry, mine, is_claimed=True)._replace(status_before=run.status)
 
     def _create(self, request: OpenRequest) -> OpenedRun | None:
         if request.new is None:

@@ -1,0 +1,348 @@
+"""A cancelled run finishes its save, says where it stopped, gives the run up and re-raises."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from stroma import (
+    RunStatus,
+    SQLiteStore,
+    StoreUnavailable,
+    fan_out,
+    node,
+    parallel,
+    report_usage,
+)
+from stroma.runner import NodeHooks
+from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored, stored_run
+
+
+class Batch(BaseModel):
+    items: list[Number] = [Number(value=1), Number(value=2), Number(value=3)]
+    value: int = 0
+
+
+class Till:
+    """Makes nodes that pay: each call is written down before it is made and when it is answered."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answered: list[str] = []
+
+    def node(
+        self, node_id: str, takes: type[BaseModel] = Number, gives: type[BaseModel] = Number
+    ) -> Any:
+        @node(id=node_id, input=takes, output=gives)
+        async def pay(state: Any) -> Any:
+            place = f"{node_id}:{getattr(state, 'value', 0)}"
+            self.asked.append(place)
+            report_usage(input_tokens=1)
+            await asyncio.sleep(0)
+            self.answered.append(place)
+            return {"value": state.value}
+
+        return pay
+
+
+def _sequence(till: Till) -> list[Any]:
+    return [till.node("a"), till.node("b"), till.node("c")]
+
+
+def _side_by_side(till: Till) -> list[Any]:
+    return [till.node("a"), parallel(till.node("b"), till.node("c"))]
+
+
+def _items(till: Till) -> list[Any]:
+    return [
+        fan_out(till.node("w"), over="items", into="done", max_concurrency=2, input=Batch),
+    ]
+
+
+SHAPES = {"sequence": _sequence, "parallel": _side_by_side, "fan_out": _items}
+
+
+def _first_state(shape: str) -> BaseModel:
+    return Batch() if shape == "fan_out" else Number(value=1)
+
+
+async def _steps(k: int) -> None:
+    for _ in range(k):
+        await asyncio.sleep(0)
+
+
+async def _cut_after(k: int, again_after: int | None, run: asyncio.Task[Any]) -> bool:
+    """Cancel a run after k steps of the loop, and say whether it was cut."""
+    await _steps(k)
+    if run.done():
+        return False
+    run.cancel()
+    if again_after is not None:
+        await _steps(again_after)
+        run.cancel()
+    try:
+        await run
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+async def _check_cut_everywhere(
+    shape: str,
+    make_store: Callable[[], Any],
+    again_after: int | None = None,
+    stride: int = 1,
+) -> None:
+    """Cut a run at every await, continue it, and compare with what was paid for."""
+    k = cut = 0
+    while True:
+        store, till = make_store(), Till()
+        runner = make_runner(store)
+        make, state = SHAPES[shape], _first_state(shape)
+        run = asyncio.create_task(runner.run(make(till), state, run_id="r"))
+        was_cut = await _cut_after(k, again_after, run)
+        record = await stored_run(getattr(store, "inner", store), "r")
+        if was_cut and record is not None:
+            cut += 1
+            assert record.owner == "", f"the lease is kept after {k} steps"
+            assert record.status in (RunStatus.CANCELLED, RunStatus.COMPLETED), k
+            answered = list(till.answered)
+            result = await runner.run(make(till), state, run_id="r")
+            assert result.is_complete, k
+            again = till.answered[len(answered) :]
+            # an answer that the run still had a chance to save is not bought again
+            assert len(again) + len(set(answered)) <= 3 + len(till.asked) - len(till.answered)
+            assert result.tokens == len(till.asked), k
+        if run.done() and not was_cut and run.exception() is None and k > 3:
+            break
+        k += stride
+    assert cut > 3
+    assert {t for t in asyncio.all_tasks() if t is not asyncio.current_task()} == set()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("again_after", [None, 0, 1, 2])
+async def test_a_run_may_be_cut_at_every_await(
+    shape: str, again_after: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "stroma"):
+        await _check_cut_everywhere(shape, FaultyStore, again_after)
+    assert caplog.text == ""
+
+
+async def test_a_run_in_sqlite_may_be_cut_at_every_await(tmp_path: Any) -> None:
+    stores: list[SQLiteStore] = []
+
+    def make_store() -> SQLiteStore:
+        stores.append(SQLiteStore(tmp_path / f"{len(stores)}.db"))
+        return stores[-1]
+
+    for k in range(0, 400, 7):
+        store, till = make_store(), Till()
+        runner = make_runner(store)
+        run = asyncio.create_task(runner.run(_sequence(till), Number(value=1), run_id="r"))
+        was_cut = await _cut_after(k, None, run)
+        record = await stored_run(store, "r")
+        if was_cut and record is not None:
+            assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
+            result = await runner.run(_sequence(till), Number(value=1), run_id="r")
+            assert (result.is_complete, result.tokens) == (True, len(till.asked))
+        await store.aclose()
+
+
+async def test_a_cut_run_says_where_it_stopped(store: Any) -> None:
+    inside = asyncio.Event()
+
+    @node
+    async def slow(state: Number) -> Number:
+        report_usage(input_tokens=5)
+        inside.set()
+        await asyncio.sleep(60)
+        return state
+
+    calls = Calls()
+    runner = make_runner(store)
+    run = asyncio.create_task(runner.run([calls.node("a"), slow], Number(), run_id="r"))
+    await inside.wait()
+    run.cancel("bye")
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    record = await stored_run(store, "r")
+    assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
+    assert record.stop_reason == "cancelled by its caller"
+    assert record.spend.tokens == 5
+    headers = (await stored(store, "r")).headers
+    assert [(h.path, h.kind) for h in headers] == [("a", "result"), ("slow", "attempt")]
+
+
+async def test_a_timeout_around_a_run_works(store: Any) -> None:
+    @node
+    async def slow(state: Number) -> Number:
+        await asyncio.sleep(60)
+        return state
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await make_runner(store).run([slow], Number(), run_id="r")
+    assert (await stored_run(store, "r")).status is RunStatus.CANCELLED
+
+
+async def test_a_run_cut_during_a_backoff_is_cancelled(calls: Calls) -> None:
+    class Waiting:
+        now = monotonic = staticmethod(lambda: 0.0)
+
+        async def sleep(self, seconds: float) -> None:
+            waiting.set()
+            await asyncio.sleep(60)
+
+    waiting = asyncio.Event()
+    runner = make_runner(clock=Waiting())
+    run = asyncio.create_task(runner.run([calls.node("a", TimeoutError())], Number(), run_id="r"))
+    await waiting.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    found = await stored(runner.checkpoint_manager.store, "r")
+    assert found.run.status is RunStatus.CANCELLED
+    assert [(h.path, h.kind) for h in found.headers] == [("a", "attempt")]
+
+
+async def test_a_save_that_fails_while_the_run_is_cut_goes_with_the_last_word() -> None:
+    till, store = Till(), FaultyStore()
+    runner = make_runner(store)
+    store.fail("commit_many", StoreUnavailable("restarting"))
+    run = asyncio.create_task(runner.run(_sequence(till), Number(value=1), run_id="r"))
+    while store.calls["commit_many"] == 0:
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert till.answered == ["a:1"]
+    result = await runner.run(_sequence(till), Number(value=1), run_id="r")
+    assert result.skipped == ("a",)
+    assert result.tokens == len(till.asked) == 3
+
+
+async def test_a_store_that_is_down_does_not_hide_the_cancellation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inside = asyncio.Event()
+
+    @node
+    async def slow(state: Number) -> Number:
+        report_usage(input_tokens=5)
+        inside.set()
+        await asyncio.sleep(60)
+        return state
+
+    store = FaultyStore()
+    run = asyncio.create_task(make_runner(store).run([slow], Number(), run_id="r"))
+    await inside.wait()
+    store.fail("commit_many", *[StoreUnavailable("down")] * 100)
+    run.cancel()
+    with caplog.at_level(logging.WARNING, "stroma"), pytest.raises(asyncio.CancelledError):
+        await run
+    assert "its store could not be told" in caplog.text
+
+
+async def test_a_node_that_hides_the_cancellation_is_cut_all_the_same(calls: Calls) -> None:
+    inside = asyncio.Event()
+
+    @node
+    async def hiding(state: Number) -> Number:
+        calls.made["hiding"] += 1
+        inside.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionError("closed") from None
+        return state
+
+    run = asyncio.create_task(make_runner().run([hiding], Number()))
+    await inside.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert calls["hiding"] == 1
+
+
+async def test_an_earlier_cancellation_of_the_task_does_not_count(calls: Calls) -> None:
+    async def body() -> Any:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return await make_runner().run([calls.node("a", RuntimeError("odd"))], Number())
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0)
+    task.cancel()
+    result = await task
+    assert (result.status, calls["a"]) == (RunStatus.FAILED, 2)
+
+
+async def test_a_node_may_clean_up_when_it_is_cut(store: Any) -> None:
+    log: list[str] = []
+    inside = asyncio.Event()
+
+    @node
+    async def slow(state: Number) -> Number:
+        inside.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            log.append("cleaned up")
+        return state
+
+    run = asyncio.create_task(make_runner(store).run([parallel(slow)], Number()))
+    await inside.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert log == ["cleaned up"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("shape", ["sequence", "parallel"])
+def test_the_end_of_the_process_is_never_recorded_as_an_outcome(
+    error: type[BaseException], shape: str
+) -> None:
+    from stroma import InMemoryStore
+
+    store = InMemoryStore()
+
+    @node
+    async def a(state: Number) -> Number:
+        raise error
+
+    ends: list[Any] = []
+    runner = make_runner(store, hooks=NodeHooks(on_run_end=ends.append))
+    nodes = [a] if shape == "sequence" else [parallel(a, Calls().node("b"))]
+    with pytest.raises(error):
+        runner.run_sync(nodes, Number(), run_id="r")
+    found = store.inspect("r")
+    assert found is not None
+    assert found.run.status not in (RunStatus.FAILED, RunStatus.PARTIAL, RunStatus.COMPLETED)
+    assert found.run.owner == ""
+    assert not [h for h in found.headers if h.path == "a"]
+    assert ends == []
+
+
+async def test_an_end_that_is_recorded_stays(calls: Calls) -> None:
+    """The last save has ended the run when the cancellation comes."""
+    store = FaultyStore()
+    runner = make_runner(store)
+    run = asyncio.create_task(runner.run([calls.node("a")], Number(), run_id="r"))
+    while store.calls["commit_many"] == 0:
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert (await stored_run(store, "r")).status is RunStatus.COMPLETED
+    assert (await runner.run([calls.node("a")], Number(), run_id="r")).is_complete
+    assert calls["a"] == 1

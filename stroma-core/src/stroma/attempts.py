@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -44,6 +45,10 @@ STATUS_AFTER: Final = {
     FailureClass.AMBIGUOUS: RunStatus.FAILED,
     FailureClass.TERMINAL: RunStatus.FAILED,
 }
+
+
+THREAD_GRACE_SECONDS: Final = 10.0
+"""How long a cancelled run waits for a sync node that is under way."""
 
 
 class AttemptLoop:
@@ -127,8 +132,8 @@ class AttemptLoop:
                     )
                     if saving is not None:
                         await saving
-                    if self._hooks.any_node_hook:
-                        await self._tell_success(leaf, scope, output, usage)
+                    if self._hooks.any_node_hook or scope.cancelled is not None:
+                        await self._conclude(leaf, scope, output, usage)
                     return output
             finally:
                 leave_scope(token)
@@ -167,7 +172,7 @@ class AttemptLoop:
         timeout = asyncio.timeout(seconds)
         try:
             async with timeout:
-                return await self._invoke(leaf, value, scope)
+                return await self._invoke(leaf, value, scope, timeout)
         except TimeoutError as exc:
             if not timeout.expired():
                 raise  # the node's own
@@ -188,13 +193,42 @@ class AttemptLoop:
         own = float("inf") if leaf.timeout_seconds is None else leaf.timeout_seconds
         return min(left, own), left < own
 
-    async def _invoke(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> object:
+    async def _invoke(
+        self,
+        leaf: Leaf,
+        value: BaseModel,
+        scope: NodeScope,
+        timeout: asyncio.Timeout | None = None,
+    ) -> object:
         args: tuple[object, ...] = (value,)
         if leaf.wants_context:
             args = (value, SharedContext(self._around.context, scope.model))
         if leaf.is_async:
             return await leaf.call(*args)
-        return await settled(await in_daemon_thread(partial(leaf.call, *args)))
+        return await settled(await self._in_thread(partial(leaf.call, *args), scope, timeout))
+
+    async def _in_thread(
+        self, call: Callable[[], object], scope: NodeScope, timeout: asyncio.Timeout | None
+    ) -> object:
+        """Run a sync node in a thread, which nothing can cut.
+
+        When the run is cancelled, the thread is waited for some time: what it returns by then
+        is recorded before the cancellation is raised, since it is paid for.
+        """
+        thread = in_daemon_thread(call)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError as exc:
+            now = asyncio.get_running_loop().time()
+            ends_at = None if timeout is None else timeout.when()
+            left = THREAD_GRACE_SECONDS if ends_at is None else ends_at - now
+            if left > 0 and self._watch.is_cancelled():
+                await asyncio.wait({thread}, timeout=min(left, THREAD_GRACE_SECONDS))
+            if not thread.done() or thread.cancelled() or thread.exception() is not None:
+                thread.cancel()  # a late result is dropped
+                raise
+            scope.cancelled = exc
+            return thread.result()
 
     def _count(self, leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> object:
         """Return the output of a tuple, and count the usage that came with it."""
@@ -205,13 +239,16 @@ class AttemptLoop:
         scope.add(usage)
         return output
 
-    async def _tell_success(
+    async def _conclude(
         self, leaf: Leaf, scope: NodeScope, output: BaseModel, usage: Usage
     ) -> None:
+        """Tell the hooks of a recorded result, and raise a cancellation that waited for it."""
         state_dict = leaf.gives.fields(output)
         await self._hooks.fire(
             "on_node_success", scope.run_id, scope.path, state_dict, usage.tokens
         )
+        if scope.cancelled is not None:
+            raise scope.cancelled
 
     async def _failed(self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception) -> float:
         """Record a failed attempt, and return the seconds until the next one.

@@ -51,6 +51,7 @@ class NodeScope:
         attempt: 1 for the first call of this start.
         deadline: when the attempt is cut, on the run's monotonic clock, or None.
         usage: what was reported so far.
+        cancelled: a cancellation that waits until the result is recorded, or None.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class NodeScope:
         "_rules",
         "_run",
         "attempt",
+        "cancelled",
         "deadline",
         "index",
         "node_id",
@@ -82,6 +84,7 @@ class NodeScope:
         self.attempt = attempt
         self.deadline: float | None = None
         self.usage = NO_USAGE
+        self.cancelled: BaseException | None = None
         self._rules = rules
         self._own_model = own_model
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from stroma import InMemoryStore, StromaRunner, node
-from stroma.checkpoint import AsyncPlainMethods, Capabilities, Durability
+from stroma.checkpoint import Capabilities, Durability
+from stroma.level0 import AsyncPlainMethods
 
 
 class Number(BaseModel):

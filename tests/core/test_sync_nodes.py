@@ -149,25 +149,6 @@ async def test_a_timeout_is_recoverable_and_named(calls: Calls, release: threadi
     assert len(result.in_doubt) == 4
 
 
-async def test_a_cancelled_run_does_not_wait_for_its_thread(release: threading.Event) -> None:
-    began = threading.Event()
-
-    @node
-    def a(state: Number) -> Number:
-        began.set()
-        release.wait(5)
-        return state
-
-    run = asyncio.create_task(make_runner().run([a], Number()))
-    while not began.is_set():
-        await asyncio.sleep(0.001)
-    run.cancel()
-    at = time.monotonic()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    assert time.monotonic() - at < 1
-
-
 async def test_the_latency_budget_cuts_the_wait(release: threading.Event) -> None:
     from tests.core.test_budgets import _RealSleepClock
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from stroma.checkpoint import AsyncPlainMethods, Capabilities, Durability, SyncPlainMethods
+from stroma.checkpoint import Capabilities, Durability
 from stroma.clock import SYSTEM_CLOCK, Clock
 from stroma.errors import AlreadyCommitted, StoreError
+from stroma.level0 import AsyncPlainMethods, SyncPlainMethods
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,

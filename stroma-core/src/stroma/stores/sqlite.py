@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from stroma._aio import finish, in_daemon_thread
-from stroma.checkpoint import AsyncPlainMethods, Capabilities, Durability, check_size
+from stroma.checkpoint import Capabilities, Durability, check_size
 from stroma.clock import SYSTEM_CLOCK, Clock
 from stroma.errors import ConfigError, StoreError
+from stroma.level0 import AsyncPlainMethods
 from stroma.records import (
     CheckpointRecord,
     Commit,

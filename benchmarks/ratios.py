@@ -24,7 +24,6 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -92,7 +91,7 @@ class Row(NamedTuple):
     ours: str
     ratio: float
     target: float
-    unit: str = "×"
+    unit: str = "x"
 
     @property
     def is_reached(self) -> bool:

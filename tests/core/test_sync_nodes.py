@@ -83,7 +83,7 @@ async def test_a_function_that_returns_a_coroutine_is_awaited() -> None:
     async def work(state: Number) -> Number:
         return Number(value=7)
 
-    a = node(id="a", input=Number, output=Number)(lambda state: work(state))
+    a = node(id="a", input=Number, output=Number)(lambda state: work(state))  # noqa: PLW0108 - what is under test
     assert (await make_runner().run([a], Number())).final_state == Number(value=7)
 
 

@@ -295,9 +295,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     options = parser.parse_args()
     version = ".".join(map(str, sys.version_info[:3]))
-    print(
-        f"Python {version}, {os.cpu_count()} cores, stroma from {Path(stroma.__file__).parent.name}"
-    )
+    print(f"Python {version}, {os.cpu_count()} cores, stroma {stroma.__version__}")
     print("\n| work | floor | Stroma | ratio | target | |\n|---|---|---|---|---|---|")
     rows = asyncio.run(measure(2 if options.quick else 6))
     return int(options.check and not all(row.is_reached for row in rows))

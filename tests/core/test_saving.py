@@ -1,0 +1,265 @@
+"""A save that fails is repeated by itself; the node that was paid for is not called again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from stroma import (
+    AlreadyCommitted,
+    FailurePolicy,
+    OutcomeUnknown,
+    RecordTooLarge,
+    RunLocked,
+    RunStatus,
+    SQLiteStore,
+    StaleOwner,
+    StoreUnavailable,
+    StoreUnusable,
+    node,
+    parallel,
+    report_usage,
+)
+from stroma.checkpoint import Durability
+from tests.core.helpers import Calls, Done, FakeClock, FaultyStore, Number, make_runner, stored
+
+DOWN = StoreUnavailable("the store is down")
+
+
+@pytest.fixture(params=[Durability.MEMORY, Durability.FSYNC])
+def faulty(request: pytest.FixtureRequest) -> FaultyStore:
+    return FaultyStore(request.param)
+
+
+async def test_a_save_is_repeated_and_the_node_called_once(
+    faulty: FaultyStore, calls: Calls, clock: FakeClock
+) -> None:
+    faulty.fail("commit_many", DOWN, DOWN, DOWN)
+    runner = make_runner(faulty, clock=clock)
+    result = await runner.run([calls.node("a"), calls.node("b")], Number())
+    assert (result.status, calls["a"], calls["b"]) == (RunStatus.COMPLETED, 1, 1)
+    assert clock.sleeps == [0.1, 0.2, 0.4]
+
+
+async def test_an_unknown_outcome_is_settled_by_saving_the_same_again(
+    faulty: FaultyStore, calls: Calls
+) -> None:
+    faulty.fail("commit_many", Done(OutcomeUnknown("no reply")), OutcomeUnknown("lost"))
+    nodes = [calls.node("a", ({"value": 1}, 5)), calls.node("b")]
+    result = await make_runner(faulty).run(nodes, Number(), run_id="r")
+    assert (result.status, result.tokens, calls["a"]) == (RunStatus.COMPLETED, 5, 1)
+    assert [h.path for h in (await stored(faulty, "r")).headers] == ["a", "b"]
+
+
+async def test_a_drivers_own_exception_is_taken_for_an_outage(
+    faulty: FaultyStore, calls: Calls
+) -> None:
+    faulty.fail("commit_many", OSError("connection reset"))
+    assert (await make_runner(faulty).run([calls.node("a")], Number())).is_complete
+    assert calls["a"] == 1
+
+
+async def test_how_often_a_save_is_repeated_can_be_set(
+    faulty: FaultyStore, calls: Calls, clock: FakeClock
+) -> None:
+    policy = FailurePolicy(max_retries=1, base_delay_seconds=3)
+    faulty.fail("commit_many", DOWN, DOWN, DOWN, DOWN)
+    runner = make_runner(faulty, clock=clock, save_policy=policy)
+    result = await runner.run([calls.node("a")], Number())
+    assert (result.status, clock.sleeps) == (RunStatus.PARTIAL, [3, 3])  # the save, and the end
+
+
+async def test_an_output_that_cannot_be_saved_stands_in_the_result(
+    faulty: FaultyStore, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.fail("commit_many", None, *[DOWN] * 100)
+    nodes = [calls.node("a"), calls.node("b", ({"value": 7}, 5)), calls.node("c")]
+    with caplog.at_level(logging.WARNING, "stroma"):
+        result = await make_runner(faulty).run(nodes, Number(), run_id="r")
+    assert (result.status, result.error) == (RunStatus.PARTIAL, DOWN)
+    assert result.unsaved == {"b": Number(value=7)}
+    assert (result.final_state, result.tokens, calls["c"]) == (Number(value=1), 5, 0)
+    assert result.stop_reason == "the store is down"
+    assert "a save failed and is tried again" in caplog.text
+    assert "its store could not be told" in caplog.text
+
+
+async def test_what_could_not_be_saved_goes_with_the_last_word(
+    faulty: FaultyStore, calls: Calls
+) -> None:
+    faulty.fail("commit_many", None, *[DOWN] * 6)  # down during the save, up again at the end
+    nodes = [calls.node("a"), calls.node("b", ({"value": 7}, 5)), calls.node("c")]
+    runner = make_runner(faulty)
+    first = await runner.run(nodes, Number(), run_id="r")
+    assert first.status is RunStatus.PARTIAL
+    result = await runner.run(nodes, Number(), run_id="r")
+    assert (result.status, result.skipped) == (RunStatus.RESUMED, ("a", "b"))
+    assert (result.tokens, calls["b"]) == (5, 1)
+
+
+async def test_children_that_could_not_be_saved_go_with_the_last_word(
+    calls: Calls, clock: FakeClock
+) -> None:
+    up_at = clock.now() + 6.5  # the waits of both, one after the other, and some more
+
+    class DownForAWhile(FaultyStore):
+        async def commit_many(self, commits: Any) -> Any:
+            if clock.now() < up_at:
+                raise DOWN
+            return await super().commit_many(commits)
+
+    faulty = DownForAWhile()
+    policy = FailurePolicy(max_retries=2, base_delay_seconds=1)
+    nodes = [parallel(calls.node("a", ({"value": 1}, 3)), calls.node("b", ({"value": 2}, 4)))]
+    runner = make_runner(faulty, clock=clock, save_policy=policy)
+    first = await runner.run(nodes, Number(), run_id="r")
+    assert first.status is RunStatus.PARTIAL
+    result = await runner.run(nodes, Number(), run_id="r")
+    assert (result.status, result.tokens) == (RunStatus.RESUMED, 7)
+    assert (calls["a"], calls["b"]) == (1, 1)
+
+
+async def test_a_failed_attempt_with_usage_is_saved_before_the_wait() -> None:
+    faulty = FaultyStore()
+    committed: list[int] = []
+
+    class Watching(FakeClock):
+        async def sleep(self, seconds: float) -> None:
+            committed.append(faulty.calls["commit_many"])
+            await super().sleep(seconds)
+
+    paid = iter([5, 0, 0])
+
+    @node
+    async def a(state: Number) -> Number:
+        if tokens := next(paid):
+            report_usage(input_tokens=tokens)
+        raise TimeoutError("slow")
+
+    runner = make_runner(
+        faulty, clock=Watching(), policy_map={"recoverable": FailurePolicy(max_retries=2)}
+    )
+    await runner.run([a], Number(), run_id="r")
+    assert committed == [1, 1]  # the second one rides on what comes next
+    headers = (await stored(faulty, "r")).headers
+    assert [(h.attempt, h.usage.tokens) for h in headers] == [(1, 5), (2, 0), (3, 0)]
+
+
+async def test_usage_of_a_failed_attempt_survives_an_outage(calls: Calls) -> None:
+    faulty = FaultyStore()
+
+    @node
+    async def a(state: Number) -> Number:
+        report_usage(input_tokens=5)
+        raise TypeError("bug")
+
+    faulty.fail("commit_many", *[DOWN] * 6)
+    runner = make_runner(faulty)
+    first = await runner.run([a], Number(), run_id="r")
+    assert (first.status, first.tokens) == (RunStatus.PARTIAL, 5)
+    second = await runner.run([a], run_id="r")
+    assert second.spent_before.tokens == 5
+
+
+async def test_an_output_that_is_too_large_fails_the_run_and_is_kept(
+    tmp_path: Any, calls: Calls
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db", max_payload_bytes=20)
+    result = await make_runner(store).run([calls.node("a", {"value": 10**30})], Number())
+    assert (result.status, calls["a"]) == (RunStatus.FAILED, 1)
+    assert isinstance(result.error, RecordTooLarge)
+    assert result.unsaved == {"a": Number(value=10**30)}
+    await store.aclose()
+
+
+@pytest.mark.parametrize("error", [StaleOwner("lost"), AlreadyCommitted("taken")])
+async def test_what_means_another_worker_leaves_the_run(
+    faulty: FaultyStore, calls: Calls, error: Exception
+) -> None:
+    faulty.fail("commit_many", error)
+    with pytest.raises(type(error)):
+        await make_runner(faulty).run([calls.node("a")], Number())
+    assert calls["a"] == 1
+
+
+# -- opening ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["setup", "open_run"])
+@pytest.mark.parametrize("error", [DOWN, OSError("refused")])
+async def test_a_store_that_is_down_at_the_start_is_a_result(
+    faulty: FaultyStore, calls: Calls, operation: str, error: Exception
+) -> None:
+    faulty.fail(operation, error)
+    runner = make_runner(faulty)
+    result = await runner.run([calls.node("a")], Number(), run_id="r")
+    assert (result.status, result.run_id, calls["a"]) == (RunStatus.PARTIAL, "r", 0)
+    assert result.stop_reason.startswith("nothing was run: ")
+    assert isinstance(result.error, StoreUnavailable)
+    assert result.error is error or result.error.__cause__ is error
+    assert (await runner.run([calls.node("a")], Number(), run_id="r")).is_complete
+
+
+async def test_a_claim_without_an_answer_does_not_lock_the_run(calls: Calls) -> None:
+    faulty = FaultyStore()
+    faulty.fail("open_run", Done(OutcomeUnknown("no reply")))
+    runner = make_runner(faulty)
+    first = await runner.run([calls.node("a")], Number(), run_id="r")
+    assert first.status is RunStatus.PARTIAL
+    try:
+        second = await runner.run([calls.node("a")], Number(), run_id="r")
+    except RunLocked:
+        pytest.fail("the claim whose answer was lost still holds the run")
+    assert second.is_complete
+
+
+async def test_a_store_that_cannot_be_used_raises(faulty: FaultyStore, calls: Calls) -> None:
+    faulty.fail("open_run", StoreUnusable("a newer format"))
+    with pytest.raises(StoreUnusable):
+        await make_runner(faulty).run([calls.node("a")], Number())
+
+
+@pytest.mark.parametrize("error", [DOWN, OSError("reset")])
+async def test_a_store_that_is_down_when_records_are_read_is_a_result(
+    faulty: FaultyStore, calls: Calls, error: Exception
+) -> None:
+    both = parallel(calls.node("a"), calls.node("b", TypeError(), {"value": 2}))
+    runner = make_runner(faulty)
+    await runner.run([both], Number(), run_id="r")
+    faulty.fail("fetch", error)
+    result = await runner.run([both], Number(), run_id="r")
+    assert (result.status, calls["a"]) == (RunStatus.PARTIAL, 1)
+    assert (await runner.run([both], Number(), run_id="r")).is_complete
+
+
+# -- round trips -----------------------------------------------------------------------------
+
+
+async def test_a_clean_run_of_n_nodes_takes_n_and_one_trips(calls: Calls) -> None:
+    faulty = FaultyStore()
+    nodes = [calls.node(f"n{i}") for i in range(5)]
+    await make_runner(faulty).run(nodes, Number(), run_id="r")
+    assert faulty.calls == {"setup": 1, "open_run": 1, "commit_many": 5}
+    await make_runner(faulty).run(nodes, Number(), run_id="r")
+    assert faulty.calls == {"setup": 2, "open_run": 2, "commit_many": 5}
+
+
+async def test_continuing_needs_no_further_trip(calls: Calls) -> None:
+    faulty = FaultyStore()
+    nodes = [calls.node("a"), calls.node("b", TypeError(), {"value": 1}), calls.node("c")]
+    runner = make_runner(faulty)
+    await runner.run(nodes, Number(), run_id="r")
+    faulty.calls.clear()
+    await runner.run(nodes, Number(), run_id="r")
+    assert faulty.calls == {"open_run": 1, "commit_many": 2}
+
+
+async def test_concurrent_runs_share_trips(calls: Calls) -> None:
+    faulty = FaultyStore()
+    runner, nodes = make_runner(faulty), [calls.node("a"), calls.node("b")]
+    await asyncio.gather(*(runner.run(nodes, Number()) for _ in range(50)))
+    assert calls["a"] == calls["b"] == 50
+    assert faulty.calls["commit_many"] < 30

@@ -81,6 +81,9 @@ def _form(tp: Any, stack: tuple[object, ...]) -> Form:
                 for name, annotation, required in fields
             }
         }
+    if isinstance(tp, type) and issubclass(tp, tuple) and hasattr(tp, "_fields"):
+        hints = typing.get_type_hints(tp)
+        return {"tuple": [_form(hints.get(n, Any), (*stack, tp)) for n in tp._fields]}
     if isinstance(tp, type) and issubclass(tp, enum.Enum):
         return {"literal": sorted((_json_value(member.value) for member in tp), key=_sort_key)}
     if origin is not None:
@@ -95,7 +98,8 @@ def _bare(tp: Any) -> Any:
     """Strip what does not change the structure: Annotated, aliases, NewType, type variables."""
     while True:
         origin = get_origin(tp)
-        if origin in (typing.Annotated, typing.Required, typing.NotRequired):
+        name = getattr(origin, "_name", "")  # a special form has one, of typing_extensions, too
+        if origin is typing.Annotated or name in ("Required", "NotRequired", "ReadOnly"):
             tp = get_args(tp)[0]
         elif hasattr(tp, "__supertype__"):
             tp = tp.__supertype__
@@ -120,11 +124,17 @@ def _fields_of(tp: Any) -> list[tuple[str, Any, bool]] | None:
             (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
             for f in dataclasses.fields(tp)
         ]
-    if typing.is_typeddict(tp):
+    if issubclass(tp, dict) and hasattr(tp, "__required_keys__"):  # of typing_extensions, too
         hints = typing.get_type_hints(tp, include_extras=True)
         required: frozenset[str] = getattr(tp, "__required_keys__", frozenset())
-        return [(n, a, n in required) for n, a in hints.items()]
+        return [(n, a, _is_required(a, n in required)) for n, a in hints.items()]
     return None
+
+
+def _is_required(annotation: Any, otherwise: bool) -> bool:
+    """Say whether a typed dict needs a key: its own list misses words in quoted annotations."""
+    word = getattr(get_origin(annotation), "_name", "")
+    return word == "Required" or (otherwise and word != "NotRequired")
 
 
 def _json_value(value: object) -> Any:

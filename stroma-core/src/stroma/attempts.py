@@ -132,7 +132,7 @@ class AttemptLoop:
                     )
                     if saving is not None:
                         await saving
-                    if self._hooks.any_node_hook or scope.cancelled is not None:
+                    if self._hooks.any_node_hook or scope._cancelled is not None:
                         await self._conclude(leaf, scope, output, usage)
                     return output
             finally:
@@ -227,7 +227,7 @@ class AttemptLoop:
             if not thread.done() or thread.cancelled() or thread.exception() is not None:
                 thread.cancel()  # a late result is dropped
                 raise
-            scope.cancelled = exc
+            scope._cancelled = exc
             return thread.result()
 
     def _count(self, leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> object:
@@ -247,8 +247,8 @@ class AttemptLoop:
         await self._hooks.fire(
             "on_node_success", scope.run_id, scope.path, state_dict, usage.tokens
         )
-        if scope.cancelled is not None:
-            raise scope.cancelled
+        if scope._cancelled is not None:
+            raise scope._cancelled
 
     async def _failed(self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception) -> float:
         """Record a failed attempt, and return the seconds until the next one.

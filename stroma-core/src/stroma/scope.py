@@ -51,15 +51,14 @@ class NodeScope:
         attempt: 1 for the first call of this start.
         deadline: when the attempt is cut, on the run's monotonic clock, or None.
         usage: what was reported so far.
-        cancelled: a cancellation that waits until the result is recorded, or None.
     """
 
     __slots__ = (
+        "_cancelled",
         "_own_model",
         "_rules",
         "_run",
         "attempt",
-        "cancelled",
         "deadline",
         "index",
         "node_id",
@@ -84,7 +83,7 @@ class NodeScope:
         self.attempt = attempt
         self.deadline: float | None = None
         self.usage = NO_USAGE
-        self.cancelled: BaseException | None = None
+        self._cancelled: BaseException | None = None
         self._rules = rules
         self._own_model = own_model
 

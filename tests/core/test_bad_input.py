@@ -66,7 +66,7 @@ async def test_an_initial_state_that_is_none_is_refused(calls: Calls, state: Any
 
 
 async def test_run_sync_inside_a_loop_says_what_to_do(calls: Calls) -> None:
-    with pytest.raises(ConfigError, match="await runner.run"):
+    with pytest.raises(ConfigError, match=r"await runner.run"):
         make_runner().run_sync([calls.node("a")], Number())
 
 
@@ -286,7 +286,7 @@ async def test_options_for_a_node_that_there_is_not_are_refused(calls: Calls, op
     value: Any = {"with_node_timeouts": 5.0, "with_node_policies": FailurePolicy()}[option]
     runner = getattr(make_runner(), option)({"summarise": value})
     with pytest.raises(
-        ConfigError, match="'summarise', which is no node that runs code.*summarize"
+        ConfigError, match=r"'summarise', which is no node that runs code.*summarize"
     ):
         await runner.run([calls.node("summarize")], Number())
 

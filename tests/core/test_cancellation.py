@@ -19,6 +19,7 @@ from stroma import (
     parallel,
     report_usage,
 )
+from stroma._aio import finish
 from stroma.runner import NodeHooks
 from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored, stored_run
 
@@ -346,3 +347,26 @@ async def test_an_end_that_is_recorded_stays(calls: Calls) -> None:
     assert (await stored_run(store, "r")).status is RunStatus.COMPLETED
     assert (await runner.run([calls.node("a")], Number(), run_id="r")).is_complete
     assert calls["a"] == 1
+
+
+async def test_the_wait_for_what_must_not_be_cut_has_an_end() -> None:
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(_finish(never))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not never.cancelled()
+
+
+async def _finish(work: asyncio.Future[None]) -> None:
+    await finish(work, grace_seconds=0.01)
+
+
+async def test_what_must_not_be_cut_may_be_cancelled_by_others() -> None:
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(_finish(work))
+    await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

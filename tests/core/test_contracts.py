@@ -541,6 +541,24 @@ async def test_an_initial_state_that_could_not_come_back_is_refused_before_anyth
         await make_runner().run([a], Score(score=float("nan")))
 
 
+async def test_a_validator_that_fails_only_when_the_record_is_read_is_a_violation() -> None:
+    class Fickle(BaseModel):
+        value: int
+
+        @field_validator("value")
+        @classmethod
+        def _once(cls, value: int) -> int:
+            seen.append(value)
+            return {1: value}[len(seen)]
+
+    seen: list[int] = []
+    called: list[int] = []
+    result = await make_runner().run([_document_node({"value": 5}, called, Fickle)], {"text": ""})
+    assert result.status is RunStatus.FAILED
+    assert "KeyError" in result.stop_reason
+    assert called == [1]
+
+
 async def test_comparing_what_came_back_may_raise() -> None:
     class Odd:
         def __eq__(self, other: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 import tracemalloc
@@ -32,7 +31,7 @@ from tests.core.test_fan_out import Batch
 
 def _descriptors() -> int:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def _until(holds: Callable[[], bool]) -> None:

@@ -307,7 +307,7 @@ async def test_the_manager_works_with_our_stores(store: Any) -> None:
 def test_what_is_no_store_is_refused(thing: Any) -> None:
     if thing is SyncPlain:
         thing = type("Half", (), {"save": lambda *a: None, "load": lambda *a: None})()
-    with pytest.raises(ConfigError, match="is no checkpoint store: it has no .*delete"):
+    with pytest.raises(ConfigError, match=r"is no checkpoint store: it has no .*delete"):
         CheckpointManager(thing)
 
 

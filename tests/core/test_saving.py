@@ -11,6 +11,7 @@ import pytest
 from stroma import (
     AlreadyCommitted,
     FailurePolicy,
+    InMemoryStore,
     OutcomeUnknown,
     RecordTooLarge,
     RunLocked,
@@ -183,6 +184,68 @@ async def test_what_means_another_worker_leaves_the_run(
     with pytest.raises(type(error)):
         await make_runner(faulty).run([calls.node("a")], Number())
     assert calls["a"] == 1
+
+
+async def test_a_run_cut_while_a_save_is_repeated_tries_once_more(calls: Calls) -> None:
+    waiting = asyncio.Event()
+
+    class Waiting(FakeClock):
+        async def sleep(self, seconds: float) -> None:
+            waiting.set()
+            await asyncio.sleep(60)
+
+    faulty = FaultyStore()
+    faulty.fail("commit_many", DOWN)
+    runner = make_runner(faulty, clock=Waiting())
+    run = asyncio.create_task(runner.run([calls.node("a")], Number(), run_id="r"))
+    await waiting.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    result = await make_runner(faulty).run([calls.node("a")], Number(), run_id="r")
+    assert (result.status, calls["a"]) == (RunStatus.RESUMED, 1)
+
+
+async def test_a_worker_that_lost_the_run_learns_it_when_it_stops(
+    faulty: FaultyStore, calls: Calls
+) -> None:
+    faulty.fail("commit_many", StaleOwner("lost"))
+    with pytest.raises(StaleOwner):
+        await make_runner(faulty).run([calls.node("a", TypeError("bug"))], Number())
+
+
+async def test_a_complete_run_whose_end_cannot_be_told_is_complete(
+    faulty: FaultyStore, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = make_runner(faulty).with_budget(cost_usd=1)
+    nodes = [calls.node("a", ({"value": 1}, 5, "new"))]
+    assert (await runner.run(nodes, Number(), run_id="r")).status is RunStatus.FAILED
+    faulty.fail("commit_many", *[DOWN] * 6)
+    runner.with_options(on_unknown_price="tokens_only")
+    with caplog.at_level(logging.WARNING, "stroma"):
+        assert (await runner.run(nodes, Number(), run_id="r")).status is RunStatus.RESUMED
+    assert "its store could not be told" in caplog.text
+
+
+async def test_a_working_run_keeps_its_lease(clock: FakeClock) -> None:
+    store = InMemoryStore(clock=clock)
+    locked: list[bool] = []
+
+    def slow(node_id: str) -> Any:
+        @node(id=node_id, input=Number, output=Number)
+        async def a(state: Number) -> Number:
+            clock.advance(20)
+            try:
+                await make_runner(store, clock=clock).run([a], Number(), run_id="r")
+            except RunLocked:
+                locked.append(True)
+            return state
+
+        return a
+
+    runner = make_runner(store, clock=clock, lease_seconds=30)
+    result = await runner.run([slow(f"n{i}") for i in range(5)], Number(), run_id="r")
+    assert (result.status, len(locked)) == (RunStatus.COMPLETED, 5)
 
 
 # -- opening ---------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     RootModel,
     SecretBytes,
     SecretStr,
@@ -105,9 +106,9 @@ def _model(**fields: Any) -> type[BaseModel]:
         (dict[str, float], {"dict": ["str", "float"]}),
         (tuple[int, ...], {"tuple": ["int", "..."]}),
         (frozenset[str], {"set": ["str"]}),
-        (Optional[int], {"any_of": ["int", "null"]}),
+        (Optional[int], {"any_of": ["int", "null"]}),  # noqa: UP045
         (int | None, {"any_of": ["int", "null"]}),
-        (Union[str, int], {"any_of": ["int", "str"]}),
+        (Union[str, int], {"any_of": ["int", "str"]}),  # noqa: UP007
         (Literal["b", "a"], {"literal": ["a", "b"]}),
         (Color, {"literal": ["blue", "red"]}),
         (Annotated[int, Field(ge=0)], "int"),
@@ -395,6 +396,36 @@ class _Named(BaseModel):
     f: Any
 
 
+@dataclasses.dataclass(slots=True)
+class Tagged:
+    tags: list[str]
+
+
+@dataclasses.dataclass(slots=True)
+class Marked(Tagged):
+    mark: int = 0
+
+
+def _cut(value: Any) -> Any:
+    return value[:2] if isinstance(value, str) else value
+
+
+class _Listed(BaseModel):
+    f: list[list[Annotated[str, PlainSerializer(_cut)]]]
+
+    @field_serializer("f", mode="wrap")
+    def _drop_empty(self, value: Any, handler: Any) -> Any:
+        return [item for item in handler(value) if item]
+
+
+class _Holder(BaseModel):
+    point: Tagged
+
+    @field_serializer("point")
+    def _shorten(self, point: Tagged) -> Any:
+        return {"tags": [_cut(tag) for tag in point.tags]}
+
+
 class _Real(BaseModel):
     f: float | list[float] | dict[str, float | None]
 
@@ -413,6 +444,11 @@ class _Real(BaseModel):
         (_Named(f=datetime.timedelta(1)), "f"),
         (Box[Any](content=Tree(value=1)), "content"),
         (_Named(f="half \ud83d"), "f"),
+        (_Named(f=[1, {"a": {2}}]), "f[1]['a']"),
+        (_Listed(f=[["abc"], ["ab"]]), "f[0][0]"),
+        (_Listed(f=[[], []]), "f"),
+        (_Holder(point=Tagged(tags=["abc"])), "point.tags[0]"),
+        (_Holder(point=Marked(tags=[])), "point"),
     ],
     ids=repr,
 )
@@ -492,7 +528,7 @@ def test_a_model_is_found_by_its_reference_once_it_is_registered() -> None:
         x: int
 
     ref = f"{__name__}:test_a_model_is_found_by_its_reference_once_it_is_registered.<locals>.Late"
-    with pytest.raises(UnknownSchema, match="no model is registered as .*register_models"):
+    with pytest.raises(UnknownSchema, match=r"no model is registered as .*register_models"):
         registered_model(ref)
     register_models(Late)
     assert registered_model(ref) is Late

@@ -143,6 +143,9 @@ def dump_state(
         return codec.dump(state, is_validated=is_validated)
     except StateNotStorable as exc:
         raise ContractViolation(node_id, "output", [str(exc)], state) from exc
+    except Exception as exc:  # of the model's own code, while what was written is compared
+        problem = f"writing {codec.schema.__name__} raised {type(exc).__name__}: {exc}"
+        raise ContractViolation(node_id, "output", [problem], state) from exc
 
 
 __all__ = [

@@ -159,13 +159,13 @@ class StateCodec(Generic[M]):
 def _lost(was: object, now: object, where: str) -> Iterator[str]:
     """Name what differs between a value and what was read back; values are not shown."""
     place = where or "state"
-    if isinstance(was, BaseModel) or dataclasses.is_dataclass(was):
+    if isinstance(was, BaseModel) or (dataclasses.is_dataclass(was) and not isinstance(was, type)):
         if type(was) is not type(now):
             yield f"{place}: {type(was).__name__} comes back as {type(now).__name__}"
             return
         prefix = f"{where}." if where else ""
         values, others = _values_of(was), _values_of(now)
-        for name in values.keys() | others.keys():
+        for name in dict.fromkeys([*values, *others]):
             yield from _lost(values.get(name), others.get(name), f"{prefix}{name}")
     elif isinstance(was, Mapping) and isinstance(now, Mapping):
         if was.keys() != now.keys():
@@ -198,7 +198,7 @@ def _differ(first: object, second: object) -> bool:
 def _values_of(value: object) -> dict[str, object]:
     if isinstance(value, BaseModel):
         return {**value.__dict__, **(value.__pydantic_extra__ or {})}
-    return dict(vars(value))
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(cast(Any, value))}
 
 
 def _is_list(value: object) -> bool:

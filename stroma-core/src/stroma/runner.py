@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from decimal import Decimal
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from stroma.hooks import NodeHooks
 from stroma.ids import check_id
 from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
 from stroma.pipeline import Pipeline
+from stroma.records import unique_id
 from stroma.result import ExecutionResult
 from stroma.run_config import RunConfig, changed_config
 from stroma.stores.memory import AsyncInMemoryStore
@@ -282,19 +283,19 @@ class StromaRunner:
             StoreUnusable: the store cannot be used as it is.
             asyncio.CancelledError: the caller was cancelled; what was finished is recorded.
         """
-        from stroma import engine  # loaded by the first run, not by `import stroma`
-
+        engine = _engine()
         config = self._config
         given = config.run_id if run_id is None else check_id(run_id, "run id")
         wanted = engine.Wanted(
-            given or os.urandom(16).hex(),
+            given or unique_id(),
             given is not None,
             config.resume if resume is None else resume,
             config.resume_from if resume_from is None else resume_from,
             config.restart if restart is None else restart,
         )
         prepared = self._prepare(nodes, initial_state)
-        return await engine.start(prepared, self._manager, wanted, initial_state)
+        result: ExecutionResult = await engine.start(prepared, self._manager, wanted, initial_state)
+        return result
 
     def run_sync(
         self,
@@ -360,13 +361,19 @@ class StromaRunner:
         except TypeError:  # a node that cannot be hashed is none, which compiling says
             found = None
         if found is None:
-            from stroma import engine
-
-            found = engine.prepare(nodes, initial, self._registry, self._config, self._context)
+            found = _engine().prepare(nodes, initial, self._registry, self._config, self._context)
             if len(self._prepared) >= _MAX_PLANS:
                 self._prepared.clear()
             self._prepared[key] = found
         return found
+
+
+@functools.cache
+def _engine() -> ModuleType:
+    """Return what runs need; it is loaded by the first one, and not by `import stroma`."""
+    from stroma import engine
+
+    return engine
 
 
 def _as_tuple(nodes: object) -> object:

@@ -14,7 +14,7 @@ from stroma.errors import ContractViolation, StoreError, UnknownPrice
 from stroma.failures import Classifier, FailureClass
 from stroma.hooks import HookSet
 from stroma.journal import Journal, Stop
-from stroma.pipeline import Step
+from stroma.plan import Step
 from stroma.records import RunStatus, digest_of
 from stroma.result import InDoubt
 from stroma.scope import NodeScope

@@ -33,7 +33,7 @@ from stroma.failures import (
 )
 from stroma.hooks import BudgetDetails, RetryDetails
 from stroma.nodes import split_output
-from stroma.pipeline import Leaf
+from stroma.plan import Leaf
 from stroma.records import RunStatus
 from stroma.result import InDoubt
 from stroma.scope import MODEL_KEY, NodeScope, RunScope, SharedContext, enter_scope, leave_scope

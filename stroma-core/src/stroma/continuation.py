@@ -19,7 +19,8 @@ from stroma.errors import (
     SchemaMismatch,
 )
 from stroma.forms import differences
-from stroma.pipeline import INPUT, Codec, Plan
+from stroma.pipeline import INPUT
+from stroma.plan import Codec, Plan
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,

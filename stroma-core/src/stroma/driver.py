@@ -22,7 +22,7 @@ from stroma.execution import Execution
 from stroma.failures import FailureClass
 from stroma.hooks import HookSet, RunStart
 from stroma.journal import CANCELLED, Journal, Stop
-from stroma.pipeline import Plan
+from stroma.plan import Plan
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
 from stroma.trace import ExecutionTrace, TraceEvent

@@ -13,7 +13,7 @@ from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
 from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
 from stroma.ids import path_of
-from stroma.pipeline import Each, Group, Leaf, Plan, Step
+from stroma.plan import Each, Group, Leaf, Plan, Step
 
 
 class Execution:

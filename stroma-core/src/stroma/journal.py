@@ -13,7 +13,7 @@ from stroma.clock import Clock, Random
 from stroma.cost import Usage
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.failures import FailurePolicy
-from stroma.pipeline import Leaf, Step
+from stroma.plan import Leaf, Step
 from stroma.records import RunStatus
 
 logger = logging.getLogger("stroma")

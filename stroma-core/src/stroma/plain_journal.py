@@ -25,7 +25,7 @@ from stroma.errors import (
 )
 from stroma.ids import path_of
 from stroma.journal import JournalSettings, Stop, persist
-from stroma.pipeline import Group, Leaf, Plan, Step
+from stroma.plan import Group, Leaf, Plan, Step
 
 logger = logging.getLogger("stroma")
 _warned: weakref.WeakSet[type] = weakref.WeakSet()

@@ -33,7 +33,7 @@ from stroma.errors import (
 from stroma.failures import error_text
 from stroma.journal import CANCELLED, JournalSettings, Stop, persist
 from stroma.ownership import Claim, describe_worker, new_claim
-from stroma.pipeline import Leaf, Plan, Step
+from stroma.plan import Leaf, Plan, Step
 from stroma.records import (
     CheckpointRecord,
     Commit,

@@ -266,6 +266,8 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
         {"tags": "abc"},
         {"node_timeouts": {"a": -1}},
         {"node_policies": {"a": 3}},
+        {"node_policies": FailurePolicy()},
+        {"node_timeouts": 5},
         {"model_fallbacks": [{"model": "", "to": "b"}]},
         {"save_policy": {"max_retries": -1}},
     ],

@@ -303,6 +303,34 @@ async def test_the_manager_works_with_our_stores(store: Any) -> None:
     assert await manager.resume("r", "a", Number) is None
 
 
+async def test_our_stores_alone_keep_states_of_any_model(store: Any) -> None:
+    await _settled(store.save("r", "a", Text(text="x")))
+    assert await _settled(store.load("r", "a")) == Text(text="x")
+    await _settled(store.save("r", "a", Text(text="y")))  # replaces
+    assert await _settled(store.load_typed("r", "a", Text)) == Text(text="y")
+    await _settled(store.save_typed("r", "b", Text(text="z"), Number))
+    assert await _settled(store.load("r", "b")) == Number()
+    assert await _settled(store.load("r", "c")) is None
+    with pytest.raises(SchemaMismatch, match="does not fit Batch: items: Field required"):
+        await _settled(store.load_typed("r", "a", Batch))
+    with pytest.raises(ConfigError, match="node id"):
+        await _settled(store.save("r", "a\0", Number()))
+
+
+async def test_our_stores_alone_read_the_results_of_runs(store: Any, calls: Calls) -> None:
+    runner, nodes = make_runner(store), [calls.node("a", {"value": 1}, {"value": 2})]
+    await runner.run(nodes, Number(), run_id="r")
+    assert await _settled(store.load("r", "a")) == Number(value=1)
+    await runner.run(nodes, Number(), run_id="r", resume_from="a")
+    assert await _settled(store.load("r", "a")) == Number(value=2)  # of the newest epoch
+    await _settled(store.delete("r"))
+    assert await _settled(store.load("r", "a")) is None
+
+
+async def _settled(value: Any) -> Any:
+    return await value if asyncio.iscoroutine(value) else value
+
+
 @pytest.mark.parametrize("thing", [object(), {}, "redis://", SyncPlain])
 def test_what_is_no_store_is_refused(thing: Any) -> None:
     if thing is SyncPlain:

@@ -81,9 +81,10 @@ def _form(tp: Any, stack: tuple[object, ...]) -> Form:
                 for name, annotation, required in fields
             }
         }
-    if isinstance(tp, type) and issubclass(tp, tuple) and hasattr(tp, "_fields"):
+    names = getattr(tp, "_fields", None)
+    if names is not None and isinstance(tp, type) and issubclass(tp, tuple):
         hints = typing.get_type_hints(tp)
-        return {"tuple": [_form(hints.get(n, Any), (*stack, tp)) for n in tp._fields]}
+        return {"tuple": [_form(hints.get(name, Any), (*stack, tp)) for name in names]}
     if isinstance(tp, type) and issubclass(tp, enum.Enum):
         return {"literal": sorted((_json_value(member.value) for member in tp), key=_sort_key)}
     if origin is not None:

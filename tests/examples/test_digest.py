@@ -138,7 +138,7 @@ async def test_killed_again_and_again_at_random(folder: Path, expected: bytes) -
 
 @pytest.mark.crash
 async def test_interrupted_from_the_keyboard(folder: Path, expected: bytes) -> None:
-    process = start("digest.py", "texts", "--run-id", "r", "--delay-ms", 50, cwd=folder)
+    process = start("digest.py", "texts", "--run-id", "r", "--delay-ms", 1000, cwd=folder)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.2)

@@ -7,6 +7,7 @@ Rows without a disk in them count the time of the processor.
     python benchmarks/ratios.py            the table
     python benchmarks/ratios.py --quick    fewer rounds
     python benchmarks/ratios.py --check    exit 1 if a target is missed
+    python benchmarks/ratios.py --write docs/explanation/speed.md
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -281,23 +283,40 @@ async def imports(rounds: int) -> Row:
     )
 
 
+HEAD = """| Work | At the least | Stroma | Ratio | Target | |
+|---|---|---|---|---|---|"""
+BEGIN, END = "<!-- measured by benchmarks/ratios.py -->", "<!-- end of what is measured -->"
+
+
 async def measure(rounds: int) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    print(HEAD)
     for benchmark in (memory, sqlite, growth, memory_kept, imports):
         rows.append(await benchmark(rounds))
         print(rows[-1].line(), flush=True)
     return rows
 
 
+def write(page: Path, machine: str, rows: list[Row]) -> None:
+    """Replace the table of a page by these rows."""
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    table = "\n".join([HEAD, *(row.line() for row in rows)])
+    page.write_text(f"{before}{BEGIN}\n\n{machine}\n\n{table}\n\n{END}{after}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into a page")
     options = parser.parse_args()
     version = ".".join(map(str, sys.version_info[:3]))
-    print(f"Python {version}, {os.cpu_count()} cores, stroma {stroma.__version__}")
-    print("\n| work | floor | Stroma | ratio | target | |\n|---|---|---|---|---|---|")
+    machine = f"Python {version}, {os.cpu_count()} cores, Stroma {stroma.__version__}."
+    print(machine)
     rows = asyncio.run(measure(2 if options.quick else 6))
+    if options.write:
+        write(options.write, machine, rows)
     return int(options.check and not all(row.is_reached for row in rows))
 
 

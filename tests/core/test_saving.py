@@ -326,3 +326,16 @@ async def test_concurrent_runs_share_trips(calls: Calls) -> None:
     await asyncio.gather(*(runner.run(nodes, Number()) for _ in range(50)))
     assert calls["a"] == calls["b"] == 50
     assert faulty.calls["commit_many"] < 30
+
+
+async def test_what_a_too_large_output_used_is_recorded(tmp_path: Any, calls: Calls) -> None:
+    store = SQLiteStore(tmp_path / "runs.db", max_payload_bytes=500)
+    a = calls.node("a", ({"value": 10**600}, 5))
+    runner = make_runner(store).with_budget(tokens=8)
+    first = await runner.run([a, calls.node("b")], Number(), run_id="r")
+    assert (first.status, first.tokens) == (RunStatus.FAILED, 5)
+    second = await runner.run([a, calls.node("b")], run_id="r")
+    assert (second.spent_before.tokens, second.tokens) == (5, 10)
+    third = await runner.run([a, calls.node("b")], run_id="r")
+    assert (third.status, third.tokens, calls["a"]) == (RunStatus.PARTIAL, 10, 2)
+    await store.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -19,6 +19,7 @@ from stroma.errors import (
     ConfigError,
     ContractViolation,
     NodeTimeout,
+    RecordTooLarge,
     StoreError,
     StromaError,
     UnknownPrice,
@@ -131,7 +132,7 @@ class AttemptLoop:
                         leaf, path, position, output, payload, usage, attempt, took_ms
                     )
                     if saving is not None:
-                        await saving
+                        await self._saved(saving, leaf, path, usage)
                     if self._hooks.any_node_hook or scope._cancelled is not None:
                         await self._conclude(leaf, scope, output, usage)
                     return output
@@ -238,6 +239,14 @@ class AttemptLoop:
             raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
         scope.add(usage)
         return output
+
+    async def _saved(self, saving: Awaitable[None], leaf: Leaf, path: str, usage: Usage) -> None:
+        try:
+            await saving
+        except RecordTooLarge as exc:  # what it used can be recorded all the same
+            terminal = FailureClass.TERMINAL.value
+            await self._journal.attempt(leaf, path, usage, exc, terminal)
+            raise
 
     async def _conclude(
         self, leaf: Leaf, scope: NodeScope, output: BaseModel, usage: Usage

@@ -364,6 +364,25 @@ async def test_fan_out_in_parallel(store: Any, calls: Calls) -> None:
     assert (calls["w"], calls["count"]) == (2, 2)
 
 
+async def test_fan_out_in_fan_out_knows_the_items_of_a_typed_list(calls: Calls) -> None:
+    inner = fan_out(_double(calls), over="cells", into="sums")
+    table = Table(rows=[Row(cells=[Number(value=1), Number(value=2)]), Row(cells=[])])
+    outer = fan_out(inner, over="rows", into="done")
+    result = await make_runner().run([outer], table)
+    done = result.final_state.done  # type: ignore[union-attr]
+    assert [[n.value for n in row.sums] for row in done] == [[2, 4], []]
+
+
+async def test_fan_out_in_fan_out_of_what_has_no_model(calls: Calls) -> None:
+    class Untyped(BaseModel):
+        rows: list[Any]
+
+    inner = fan_out(_double(calls), over="cells", into="sums")
+    with pytest.raises(ConfigError, match=r"model of the state before it is not known"):
+        await make_runner().run([fan_out(inner, over="rows", into="done")], Untyped(rows=[]))
+    assert not calls.made
+
+
 async def test_fan_out_in_fan_out(store: Any, calls: Calls) -> None:
     def work(state: Number) -> Any:
         if state.value == 4 and calls["w"] <= 5:
@@ -444,7 +463,7 @@ async def test_standing_first_it_needs_to_know_its_state_to_continue(
     runner = make_runner(store)
     nodes = [calls.node("n")]
     each = fan_out(calls.node("w", TypeError(), {"value": 1}), over="items", into="done")
-    with pytest.raises(ConfigError, match=r"give the input, or fan_out\(…, input=Model\)"):
+    with pytest.raises(ConfigError, match=r"write fan_out\(…, input=Model\), or, where it"):
         await runner.run([each], {"items": []})
     typed = fan_out(
         calls.node("w", TypeError(), {"value": 1}), over="items", into="done", input=Batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.fields import FieldInfo
@@ -285,8 +285,8 @@ class _Compiler:
         schema = node.input or before
         if schema is None:
             raise ConfigError(
-                f"{node.id} stands first, so that its state is not known without the run's "
-                "input: give the input, or fan_out(…, input=Model)"
+                f"{node.id}: the model of the state before it is not known: write "
+                "fan_out(…, input=Model), or, where it stands first, give the input"
             )
         problems = unstorable_fields(schema)
         if problems:
@@ -297,7 +297,7 @@ class _Compiler:
                 f"{node.id}: the state before it, {schema.__name__}, has no field {node.over!r}; "
                 f"it has {', '.join(schema.model_fields)}"
             )
-        child = self.step(node.node, None)
+        child = self.step(node.node, _item_model(schema, node.over))
         fields = _field_definitions(schema, node.id)
         fields[node.into] = (list[child.gives.schema], ...)  # type: ignore[name-defined]
         model = _model(f"{schema.__name__}_with_{node.into}", fields, allows_extra)
@@ -311,6 +311,15 @@ class _Compiler:
             node.into,
             node.max_concurrency,
         )
+
+
+def _item_model(schema: type[BaseModel], over: str) -> type[BaseModel] | None:
+    """Return the model of a list's items, where its annotation names one."""
+    field = schema.model_fields.get(over)
+    if field is None or get_origin(field.annotation) not in (list, tuple, Sequence):
+        return None
+    item = get_args(field.annotation)[0]
+    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
 
 
 def _first_input(nodes: Sequence[object]) -> type[BaseModel] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +14,11 @@ from stroma import (
     FailurePolicy,
     InMemoryStore,
     NodeContract,
+    NodeHooks,
     Pipeline,
+    PriceTable,
     RunStatus,
+    StateNotStorable,
     StromaRunner,
     fan_out,
     node,
@@ -351,3 +355,45 @@ async def test_one_runner_may_run_many_pipelines_and_inputs_at_once(calls: Calls
         *(runner.run(nodes[i % 40], Number(value=i)) for i in range(120))
     )
     assert [result.final_state.value for result in results] == list(range(1, 121))  # type: ignore[union-attr]
+
+
+# -- what cannot be called, and what must not be shown ---------------------------------------
+
+
+NUMBER: Any = 5
+TRIPLE: Any = (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: node(NUMBER), "a node is a function, not int"),
+        (lambda: node(id="")(_plain), "must have 1 to 512 bytes"),
+        (lambda: NodeHooks(on_retry=NUMBER), "on_retry must be a function, not int"),
+        (lambda: Pipeline("p", [Calls().node("a")], upcasters={"a": NUMBER}), "upcaster of 'a'"),
+        (lambda: PriceTable({"m": NUMBER}, "ours"), "the prices of model 'm' must be two"),
+        (lambda: PriceTable({"m": TRIPLE}, "ours"), "must be two"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_where_it_is_written(wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize("tuple_end", [("the answer",), ("the answer", "m"), (1, ["the answer"])])
+async def test_a_wrong_usage_does_not_show_what_was_returned(
+    calls: Calls, tuple_end: tuple[object, ...]
+) -> None:
+    result = await make_runner().run([calls.node("a", ({"value": 1}, *tuple_end))], Number())
+    assert result.status is RunStatus.FAILED
+    assert "the answer" not in result.stop_reason + result.trace.to_json()
+
+
+async def test_a_field_that_holds_a_function_is_refused_before_anything_runs(calls: Calls) -> None:
+    class WithFunction(BaseModel):
+        call: Callable[[int], int] | None = None
+
+    last: Any = node(id="b", input=Number, output=WithFunction)(lambda state: {})
+    with pytest.raises(StateNotStorable, match="call: functions are not stored"):
+        await make_runner().run([calls.node("a"), last], Number())
+    assert not calls.made

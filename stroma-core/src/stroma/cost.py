@@ -103,7 +103,14 @@ class PriceTable:
     def __init__(
         self, prices: Mapping[str, tuple[Decimal | float | str, Decimal | float | str]], source: str
     ) -> None:
-        self._prices = {m: Price(_usd(m, i), _usd(m, o), source) for m, (i, o) in prices.items()}
+        self._prices: dict[str, Price] = {}
+        for model, pair in prices.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ConfigError(
+                    f"the prices of model {model!r} must be two: USD for a million input tokens, "
+                    "and for a million output tokens"
+                )
+            self._prices[model] = Price(_usd(model, pair[0]), _usd(model, pair[1]), source)
 
     def __call__(self, model: str, input_tokens: int, output_tokens: int, /) -> Price | None:
         """Return the price of a model, or None."""

@@ -16,7 +16,7 @@ import json
 import types
 import typing
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import pydantic
@@ -228,6 +228,9 @@ def _unstorable(tp: Any, where: str, stack: tuple[object, ...]) -> Iterator[str]
         for name, field in tp.model_fields.items():
             if field.exclude:
                 yield f"{where}{'.' if where else ''}{name}: excluded fields are not stored"
+    if tp is Callable or get_origin(tp) is Callable:
+        yield f"{where}: functions are not stored; pass them through the context"
+        return
     if tp in stack:
         return
     prefix = f"{where}." if where else ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeAlias
 
 from stroma.cost import Usage
+from stroma.errors import ConfigError
 from stroma.failures import FailureClass
 from stroma.result import ExecutionResult  # not only for checkers: pydantic 2.11 resolves it
 
@@ -117,6 +118,12 @@ class NodeHooks:
     on_retry: Callable[[RetryDetails], Awaitable[None] | None] | None = None
     on_budget: Callable[[BudgetDetails], Awaitable[None] | None] | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        for event in EVENTS:
+            callback = getattr(self, event)
+            if callback is not None and not callable(callback):
+                raise ConfigError(f"{event} must be a function, not {type(callback).__name__}")
 
 
 EVENTS = tuple(field.name for field in fields(NodeHooks) if field.name != "name")

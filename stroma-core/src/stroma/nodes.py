@@ -219,7 +219,9 @@ def node(
     localns = sys._getframe(1).f_locals  # models of the function that the node is defined in
 
     def decorate(target: NodeFunction) -> NodeFunction:
-        node_id = check_id(id or getattr(target, "__name__", ""), "node id")
+        if not callable(target):
+            raise ConfigError(f"a node is a function, not {type(target).__name__}")
+        node_id = check_id(getattr(target, "__name__", "") if id is None else id, "node id")
         takes, gives = _annotated_types(target, node_id, input, output, localns)
         contract = make_contract(node_id, takes, gives)
         settings = NodeSettings(

@@ -43,6 +43,9 @@ class Pipeline:
         self.nodes = tuple(nodes)
         self.version = check_id(version, "pipeline version") if version else ""
         self.upcasters = dict(upcasters or {})
+        for key, upcaster in self.upcasters.items():
+            if not callable(upcaster):
+                raise ConfigError(f"pipeline {name!r}: the upcaster of {key!r} must be a function")
         known = {INPUT, *(id_of(node) for node in _walk(self.nodes))}
         unknown = sorted(self.upcasters.keys() - known)
         if unknown:

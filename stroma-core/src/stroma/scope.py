@@ -180,9 +180,9 @@ def usage_of(
     """
     for name, value in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigError(f"{name} must be an int of 0 or more, not {value!r}")
+            raise ConfigError(f"{name} must be an int of 0 or more, not {_shown(value)}")
     if not isinstance(model, str):
-        raise ConfigError(f"model must be a str, not {model!r}")
+        raise ConfigError(f"model must be a str, not {_shown(model)}")
     assert isinstance(input_tokens, int)
     assert isinstance(output_tokens, int)
     if cost_usd is None:
@@ -192,8 +192,15 @@ def usage_of(
     except ArithmeticError:
         cost = Decimal("NaN")
     if not cost.is_finite() or cost < 0:
-        raise ConfigError(f"cost_usd must be a number of 0 or more, not {cost_usd!r}")
+        raise ConfigError(f"cost_usd must be a number of 0 or more, not {_shown(cost_usd)}")
     return Usage(input_tokens, output_tokens, cost, model, "reported")
+
+
+def _shown(value: object) -> str:
+    """Return a number as it is, and of all else the type: it may be what a model answered."""
+    if value is None or isinstance(value, int | float | Decimal):
+        return repr(value)[:40]
+    return type(value).__name__
 
 
 class SharedContext(MutableMapping[str, object]):

@@ -43,6 +43,7 @@ WRONG_USE = (
     stroma.ResumeError,  # with --run-id: the id of another input
     stroma.StoreUnusable,
 )
+KEPT = "What is recorded is not bought again."
 AGAIN = "Start the same command again: what is recorded is not bought again."
 
 
@@ -209,8 +210,8 @@ def main() -> int:
         return complain("interrupted", 1)
 
 
-def complain(problem: object, code: int) -> int:
-    print(f"digest: {problem}", *([AGAIN] if code == 1 else []), sep="\n", file=sys.stderr)
+def complain(problem: object, code: int, again: str = AGAIN) -> int:
+    print(f"digest: {problem}", *([again] if code == 1 else []), sep="\n", file=sys.stderr)
     return code
 
 
@@ -257,6 +258,8 @@ async def digest(args: argparse.Namespace) -> int:
     tell(result)
     if not isinstance(result.final_state, Report) or not result.is_complete:
         unpriced = isinstance(result.error, stroma.UnknownPrice)
+        if isinstance(result.error, stroma.BudgetExceeded):
+            return complain(result.stop_reason, 1, again=KEPT)
         return complain("give --price with --budget-usd" if unpriced else result.stop_reason, 1)
     write(args.report, result.final_state.markdown)
     print(f"Report: {args.report}")

@@ -122,7 +122,7 @@ def _model(**fields: Any) -> type[BaseModel]:
         (Ids, {"list": ["int"]}),
         (list[T], {"list": ["any"]}),
         (pathlib.PurePath, "pathlib.PurePath"),
-        (Literal[Color.RED, 1, None], {"literal": ["red", 1, None]}),
+        (Literal[Color.RED, 1, None], {"literal": ["red", 1, None]}),  # noqa: PYI061
         (Box[int], {"fields": {"content": ["int", "required"]}}),
         (
             Tree,

@@ -212,7 +212,7 @@ def test_a_budget_stops_the_run_and_a_higher_one_goes_on(folder: Path, expected:
     stopped = digest(folder, "--budget-tokens", 1000, "--concurrency", 1)
     assert stopped.code == 1
     assert "the budget of 1000 tokens is reached" in stopped.err
-    assert "Start the same command again" in stopped.err
+    assert "with a higher budget" in stopped.err
     done = digest(folder, "--budget-tokens", 1_000_000)
     assert done.code == 0
     assert done.tokens(BEFORE) == stopped.tokens(IN_ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,6 +155,14 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
 
     asyncio.run(main())
     assert all(waiter.done() for waiter in waiters)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks are never eager")
+async def test_eager_tasks_and_a_sync_store_are_fine() -> None:
+    if sys.version_info >= (3, 12):  # told to the type checker
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    batcher = CommitBatcher(lambda commits: [None] * len(commits))
+    assert await _outcomes(_send(batcher, "a", "b")) == [None, None]
 
 
 async def test_nothing_is_left_running_when_all_is_sent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -270,6 +271,50 @@ async def test_a_node_that_hides_the_cancellation_is_cut_all_the_same(calls: Cal
     with pytest.raises(asyncio.CancelledError):
         await run
     assert calls["hiding"] == 1
+
+
+@pytest.mark.parametrize("where", ["sequence", "fan_out"])
+async def test_nothing_begins_after_a_node_that_hides_the_cancellation(
+    store: Any, calls: Calls, where: str
+) -> None:
+    inside = asyncio.Event()
+
+    @node(id="hiding", input=Number, output=Number)
+    async def hiding(state: Number) -> Any:
+        calls.made["hiding"] += 1
+        inside.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return {"value": 7}, 5
+
+    items = fan_out(hiding, over="items", into="items", max_concurrency=1, input=Batch)
+    nodes = [items] if where == "fan_out" else [hiding, calls.node("next")]
+    given = Batch() if where == "fan_out" else Number()
+    run = asyncio.create_task(make_runner(store).run(nodes, given, run_id="r"))
+    await inside.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert (calls["hiding"], calls["next"]) == (1, 0)
+    found = await stored(store, "r")
+    assert (found.run.status, found.run.spend.tokens) == (RunStatus.CANCELLED, 5)
+    assert [(h.kind, h.contract_id) for h in found.headers] == [("result", "hiding")]
+
+
+async def test_no_item_begins_after_a_sibling_failed_though_a_node_hides_it(calls: Calls) -> None:
+    @node(id="w", input=Number, output=Number)
+    async def work(state: Number) -> Number:
+        calls.made["w"] += 1
+        if state.value == 1:
+            raise TypeError("bug")
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return state
+
+    items = fan_out(work, over="items", into="items", max_concurrency=2)
+    batch = Batch(items=[Number(value=2), Number(value=1), *[Number(value=3)] * 5])
+    result = await make_runner().run([items], batch)
+    assert (result.status, calls["w"]) == (RunStatus.FAILED, 2)
 
 
 async def test_an_earlier_cancellation_of_the_task_does_not_count(calls: Calls) -> None:

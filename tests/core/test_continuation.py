@@ -213,6 +213,54 @@ async def test_a_child_that_is_gone_is_refused(store: Any, calls: Calls) -> None
         await runner.run([parallel(calls.node("x"), bad)], Number(), run_id="r")
 
 
+@pytest.mark.parametrize("how", ["by itself", "later", "in fan_out", "out of fan_out"])
+async def test_a_child_that_stands_elsewhere_is_refused(store: Any, calls: Calls, how: str) -> None:
+    class Batch(BaseModel):
+        items: list[Number] = [Number(value=5)]
+        value: int = 0
+
+    def pipeline(*, changed: bool) -> list[Any]:
+        a = calls.node("a")
+        b = calls.node("b", *[] if changed else [TypeError("bug")])
+        if how == "by itself":
+            return [a, b] if changed else [parallel(a, b)]
+        if how == "later":
+            return [*[calls.node("x")][:changed], parallel(a, b)]
+        both = parallel(a, b)
+        if changed is (how == "out of fan_out"):
+            return [both]
+        return [fan_out(both, over="items", into="done", input=Batch)]
+
+    runner = make_runner(store)
+    first = await runner.run(pipeline(changed=False), {}, run_id="r")
+    assert (first.status, calls["a"]) == (RunStatus.FAILED, 1)
+    with pytest.raises(
+        PipelineChanged, match=r"has recorded 'a(\[0\])?', and this pipeline has 'a' in"
+    ):
+        await runner.run(pipeline(changed=True), run_id="r")
+    assert calls["a"] == 1
+
+
+async def test_a_child_may_get_siblings_and_another_sibling(store: Any, calls: Calls) -> None:
+    runner, bad = make_runner(store), calls.node("b", TypeError())
+    await runner.run([parallel(calls.node("a"), bad)], Number(), run_id="r")
+    changed = [parallel(calls.node("x"), calls.node("a"), parallel(calls.node("y"), bad))]
+    result = await runner.run(changed, Number(), run_id="r")
+    assert result.status is RunStatus.FAILED
+    assert (calls["a"], calls["x"], calls["y"]) == (1, 1, 1)
+
+
+async def test_a_node_before_adopted_ones_is_refused(store: Any, calls: Calls) -> None:
+    runner = make_runner(store)
+    await runner.run(_chain(calls, "a", "b", "c"), Number(), run_id="r")
+    bad = calls.node("c", TypeError())
+    await runner.run([*_chain(calls, "a", "b"), bad], Number(), run_id="r", resume_from="c")
+    for names in (("a", "x", "b", "c"), ("a",)):
+        with pytest.raises(PipelineChanged, match="restart=True"):
+            await runner.run(_chain(calls, *names), Number(), run_id="r")
+    assert (calls["a"], calls["b"], calls["x"]) == (1, 1, 0)
+
+
 async def test_the_record_names_the_version_that_went_on(store: Any, calls: Calls) -> None:
     runner, nodes = make_runner(store), _chain(calls, "a", "b", bad="b")
     await runner.run(Pipeline("p", nodes, version="1"), Number(), run_id="r")
@@ -375,9 +423,26 @@ async def test_a_missing_result_is_refused(calls: Calls) -> None:
     def damage(records: dict[Any, Any]) -> None:
         del records[_place(records, "a")]
 
-    with pytest.raises(CheckpointNotFound, match="after 'a' are recorded, and its own result is g"):
+    with pytest.raises(CheckpointNotFound, match="gone on after 'a', and its own result is gone"):
         await _damaged(calls, damage)
     assert (calls["a"], calls["b"]) == (1, 1)
+
+
+async def test_missing_adopted_results_are_refused(calls: Calls) -> None:
+    store = InMemoryStore()
+    runner = make_runner(store)
+    await runner.run(_chain(calls, "a", "b"), Number(), run_id="r")
+    bad = [calls.node("a"), calls.node("b", TypeError())]
+    await runner.run(bad, Number(), run_id="r", resume_from="b")
+    records = store._entries["r"].records
+    for place in [place for place in records if place[1] == "a"]:
+        del records[place]
+    with pytest.raises(CheckpointNotFound, match="gone on after 'a', and its own result is gone"):
+        await runner.run(_chain(calls, "a", "b"), Number(), run_id="r")
+    assert (calls["a"], calls["b"]) == (1, 2)
+    for _ in range(2):
+        result = await runner.run(_chain(calls, "a", "b"), run_id="r", resume_from="a")
+        assert (result.status, result.final_state) == (RunStatus.COMPLETED, Number(value=2))
 
 
 async def test_a_record_that_vanishes_between_two_reads_is_refused(calls: Calls) -> None:

@@ -115,6 +115,16 @@ async def test_a_run_is_continued(plain: Any, calls: Calls) -> None:
     assert (calls["a"], calls["b"], calls["c"]) == (1, 2, 1)
 
 
+async def test_a_first_node_that_is_not_finished_is_continued(plain: Any, calls: Calls) -> None:
+    runner = make_runner(plain)
+    both = parallel(calls.node("a"), calls.node("b", TypeError(), {"value": 9}))
+    await runner.run([both], Number(), run_id="r")
+    with pytest.raises(CheckpointNotFound, match="its input is not recorded: give it"):
+        await runner.run([both], run_id="r", resume=True)
+    result = await runner.run([both], Number(), run_id="r", resume=True)
+    assert (result.status, calls["a"]) == (RunStatus.RESUMED, 1)
+
+
 async def test_the_tutorials_way_of_continuing_works(plain: Any, calls: Calls) -> None:
     manager = CheckpointManager(plain)
     nodes = [calls.node("a"), calls.node("b", TypeError(), {"value": 9})]

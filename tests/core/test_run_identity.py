@@ -108,6 +108,21 @@ async def test_another_input_under_the_same_id_is_refused(store: Any, calls: Cal
     assert (run.owner, run.status) == ("", RunStatus.FAILED)  # as it stood before
 
 
+async def test_additional_fields_that_differ_are_named(store: Any) -> None:
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        kept: int = 0
+
+    @node
+    async def a(state: Open) -> Open:
+        return state
+
+    runner = make_runner(store)
+    await runner.run([a], {"more": 1, "less": 2}, run_id="r")
+    with pytest.raises(RunInputMismatch, match="another input: more, less differ"):
+        await runner.run([a], {"more": 2}, run_id="r")
+
+
 async def test_another_input_is_refused_for_a_complete_run_too(store: Any, calls: Calls) -> None:
     runner, nodes = make_runner(store), [calls.node("a")]
     await runner.run(nodes, Number(value=1), run_id="r")

@@ -25,6 +25,7 @@ from stroma import (
     report_usage,
 )
 from stroma.checkpoint import Durability
+from stroma.records import Commit, PlanDocument, RunUpdate
 from tests.core.helpers import Calls, Done, FakeClock, FaultyStore, Number, make_runner, stored
 
 DOWN = StoreUnavailable("the store is down")
@@ -53,6 +54,44 @@ async def test_an_unknown_outcome_is_settled_by_saving_the_same_again(
     result = await make_runner(faulty).run(nodes, Number(), run_id="r")
     assert (result.status, result.tokens, calls["a"]) == (RunStatus.COMPLETED, 5, 1)
     assert [h.path for h in (await stored(faulty, "r")).headers] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_end_that_was_recorded_without_an_answer_is_an_end(
+    faulty: FaultyStore, calls: Calls, fails: bool
+) -> None:
+    lost = Done(OutcomeUnknown("no reply"))
+    faulty.fail("commit_many", DOWN, lost)
+    nodes = [calls.node("a", *[TypeError("bug")] if fails else [])]
+    status = RunStatus.FAILED if fails else RunStatus.COMPLETED
+    faulty.fail("inspect", DOWN)
+    result = await make_runner(faulty).run(nodes, Number(), run_id="r")
+    assert (result.status, calls["a"]) == (status, 1)
+    assert (await stored(faulty.inner, "r")).run.status is status
+
+
+async def test_an_end_that_another_worker_was_quicker_than_is_none(calls: Calls) -> None:
+    faulty = FaultyStore()
+    commit_many = faulty.inner.commit_many
+
+    def lose(commits: Any) -> Any:
+        faulty.inner.commit_many = commit_many  # type: ignore[method-assign]
+        commit_many([Commit(c.run_id, c.token, (), RunUpdate(release=True)) for c in commits])
+        raise OutcomeUnknown("no reply")
+
+    faulty.inner.commit_many = lose  # type: ignore[method-assign]
+    with pytest.raises(StaleOwner):
+        await make_runner(faulty).run([calls.node("a")], Number(), run_id="r")
+
+
+async def test_a_changed_pipeline_is_recorded_though_a_save_failed(calls: Calls) -> None:
+    faulty = FaultyStore()
+    runner, bad = make_runner(faulty), calls.node("b", TypeError(), {"value": 1})
+    await runner.run([calls.node("a"), bad], Number(), run_id="r")
+    faulty.fail("commit_many", *[DOWN] * 6)
+    await runner.run([calls.node("a"), bad, calls.node("c")], Number(), run_id="r")
+    plan = PlanDocument.from_json((await stored(faulty, "r")).run.plan)
+    assert plan.node_ids == ("a", "b", "c")
 
 
 async def test_a_drivers_own_exception_is_taken_for_an_outage(

@@ -45,7 +45,7 @@ class CommitBatcher:
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[StoreError | None] = loop.create_future()
         self._waiting.append((commit, outcome))
-        if self._flusher is None:
+        if self._flusher is None or self._flusher.done():  # an eager task ends before it is set
             self._flusher = loop.create_task(self._flush())
         return [await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -19,8 +19,9 @@ from stroma.errors import (
     SchemaMismatch,
 )
 from stroma.forms import differences
+from stroma.ids import path_of
 from stroma.pipeline import INPUT
-from stroma.plan import Codec, Plan
+from stroma.plan import Codec, Each, Group, Plan, Step
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,
@@ -31,7 +32,7 @@ from stroma.records import (
     RunRecord,
     check_digest,
 )
-from stroma.schemas import describe
+from stroma.schemas import describe, differ, values_of
 
 VIOLATION_REF = "stroma:violation"
 """Schema reference of a failed attempt whose payload holds the output that was refused."""
@@ -139,10 +140,12 @@ def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continua
         return Continuation(0, {}, (), (), epoch)
     results, attempts = _visible(opened, plan)
     counted = tuple(h for h in opened.headers if h.epoch >= _first_counted(run))
-    recorded = _recorded_prefix(run, plan, results)
+    wanted = len(plan.ids) if request.resume_from is None else plan.ids.index(request.resume_from)
+    recorded = _recorded_prefix(run, plan, results, wanted)
+    _check_children(run, plan, results)
     if request.resume_from is None:
         return Continuation(recorded, results, attempts, counted, None)
-    position = plan.ids.index(request.resume_from)
+    position = wanted
     if position > recorded:
         raise CheckpointNotFound(
             f"run {run.run_id!r} cannot go on at {request.resume_from!r}: the result of "
@@ -185,7 +188,10 @@ def _visible(
     results: dict[str, RecordHeader] = {}
     attempts: list[RecordHeader] = []
     for header in opened.headers:
-        position = plan.top.get(header.contract_id, header.position)
+        # children have no position of their own: they stand where the plan has them
+        position = header.position
+        if position < 0:
+            position = plan.top.get(header.contract_id, -1)
         if header.epoch == PLAIN_EPOCH or any(
             epoch.number > header.epoch and (position >= epoch.position or not epoch.position)
             for epoch in run.epochs
@@ -201,20 +207,58 @@ def _visible(
     return results, tuple(attempts)
 
 
-def _recorded_prefix(run: RunRecord, plan: Plan, results: Mapping[str, RecordHeader]) -> int:
-    """Return how many of the plan's first nodes are recorded."""
+def _recorded_prefix(
+    run: RunRecord, plan: Plan, results: Mapping[str, RecordHeader], wanted: int
+) -> int:
+    """Return how many of the plan's first nodes are recorded.
+
+    A result that is gone does no harm when it is to be bought again, ``wanted`` or after it.
+    """
     by_position = {h.position: h for h in results.values() if h.position >= 0}
     for position, header in by_position.items():
         if position >= len(plan.ids) or plan.ids[position] != header.contract_id:
             raise _moved(run, plan, by_position)
-    for position in range(len(by_position)):
-        if position not in by_position:
-            raise CheckpointNotFound(
-                f"run {run.run_id!r}: nodes after {plan.ids[position]!r} are recorded, and its own "
-                "result is gone from the store; restore it, or give consent to buy again with "
-                f"resume_from={plan.ids[position]!r} or restart=True"
+    recorded = 0
+    while recorded in by_position:
+        recorded += 1
+    if recorded < wanted and recorded < max(len(by_position), run.epoch.position):
+        raise CheckpointNotFound(
+            f"run {run.run_id!r} has gone on after {plan.ids[recorded]!r}, and its own result is "
+            "gone from the store; restore it, or give consent to buy again with "
+            f"resume_from={plan.ids[recorded]!r} or restart=True"
+        )
+    return recorded
+
+
+def _check_children(run: RunRecord, plan: Plan, results: Mapping[str, RecordHeader]) -> None:
+    """Refuse recorded children and items that stand elsewhere now, or come later.
+
+    They were bought for the state that the nodes before them gave then.
+    """
+    reached = 1 + max((header.position for header in results.values()), default=-1)
+    children = [header for header in results.values() if header.position < 0]
+    depths = dict(_depths(plan.steps, 0)) if children else {}
+    for header in children:
+        node_id, path = header.contract_id, header.path
+        depth = path[len(path_of(node_id, ())) :].count("[")
+        position = plan.top[node_id]
+        if position > reached or node_id == plan.ids[position] or depth != depths[node_id]:
+            raise PipelineChanged(
+                f"run {run.run_id!r} has recorded {path!r}, and this pipeline has {node_id!r} in "
+                f"another place, or other nodes before it: it is {', '.join(plan.ids)}. Run the "
+                "pipeline that it was started with, use another run_id, or give consent to buy "
+                "everything again with restart=True"
             )
-    return len(by_position)
+
+
+def _depths(steps: Sequence[Step], depth: int) -> Iterator[tuple[str, int]]:
+    """Yield the id of each step, and how many `fan_out` it stands in."""
+    for step in steps:
+        yield step.id, depth
+        if isinstance(step, Group):
+            yield from _depths(step.children, depth)
+        elif isinstance(step, Each):
+            yield from _depths([step.child], depth + 1)
 
 
 def _moved(run: RunRecord, plan: Plan, found: Mapping[int, RecordHeader]) -> PipelineChanged:
@@ -239,12 +283,9 @@ def _changed(opened: OpenedRun, plan: Plan, node_id: str) -> PipelineChanged:
 def _check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
     recorded = read_input(run, plan)
     # a NaN and a private attribute differ from themselves, and are written alike
-    if recorded != state and plan.takes.dump(recorded) != plan.takes.dump(state):
-        fields = [
-            name
-            for name in type(state).model_fields
-            if getattr(recorded, name, None) != getattr(state, name)
-        ]
+    if differ(recorded, state) and plan.takes.dump(recorded) != plan.takes.dump(state):
+        was, now = values_of(recorded), values_of(state)
+        fields = [n for n in {**now, **was} if n not in was or differ(was[n], now.get(n))]
         raise RunInputMismatch(
             f"run {run.run_id!r} was started with another input: {', '.join(fields)} "
             f"{'differ' if len(fields) > 1 else 'differs'}. Use another run_id for another "

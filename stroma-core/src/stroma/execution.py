@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel
 
@@ -31,13 +31,18 @@ class Execution:
         Raises:
             Stopped: the run goes no further.
             StaleOwner: another worker owns the run.
+            asyncio.CancelledError: the run is cancelled, and a node kept that to itself.
         """
+        cancelling = _cancelling()
+        before = cancelling()
         position = self._journal.position
         if position:
             self._account.state = state
         for step in self._plan.steps[:position]:
             self._account.skip(step.id, step.path)
         for step in self._plan.steps[position:]:
+            if cancelling() > before:
+                raise asyncio.CancelledError
             if type(step) is Leaf:
                 state = await self._attempts(step, state, (), step.path, position)
             else:
@@ -129,9 +134,12 @@ class Execution:
         over_budget: list[Stopped] = []
 
         async def work(left: Iterator[int]) -> None:
+            cancelling = _cancelling()
             try:
                 for i in left:
                     outputs[i] = await self._item(step.child, items[i], (*index, i))
+                    if cancelling():
+                        raise asyncio.CancelledError
             except Stopped as exc:
                 _keep_siblings(exc, over_budget)
                 for _ in left:  # nobody begins another one
@@ -158,6 +166,16 @@ class Execution:
         if isinstance(child, Leaf):
             return await self._attempts(child, item, index, path_of(child.id, index), -1)
         return await self._step(child, item, index, -1)
+
+
+def _cancelling() -> Callable[[], int]:
+    """Return what counts the requests to cancel this task; one call of it is all the cost.
+
+    A node may return though it was cancelled: its result counts, and nothing begins after it.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    return task.cancelling
 
 
 def _keep_siblings(stopped: Stopped, over_budget: list[Stopped]) -> None:

@@ -46,6 +46,7 @@ class PlainJournal:
         self._manager = manager
         self._settings = settings
         self._state: BaseModel | None = None
+        self._has_any = False
 
     async def clear(self) -> None:
         """Forget what is recorded."""
@@ -71,7 +72,7 @@ class PlainJournal:
                 break
             state = self._state = found
             self.position += 1
-        if request.must_exist and self.position == 0:
+        if request.must_exist and not self._has_any:
             raise self._nothing(plan, request)
         if request.resume_from is None:
             return
@@ -124,7 +125,9 @@ class PlainJournal:
 
     async def _load(self, path: str, step: Leaf) -> BaseModel | None:
         try:
-            return await self._manager.resume(self.run_id, path, step.gives.schema)
+            found = await self._manager.resume(self.run_id, path, step.gives.schema)
+            self._has_any |= found is not None
+            return found
         except StoreError:
             raise
         except (ValueError, TypeError) as exc:
@@ -143,7 +146,7 @@ class PlainJournal:
         """See `Journal.initial_state`."""
         state = given if self._state is None else self._state
         if state is None:
-            raise CheckpointNotFound(f"run {self.run_id!r}: nothing is recorded, give its input")
+            raise CheckpointNotFound(f"run {self.run_id!r}: its input is not recorded: give it")
         return state
 
     async def recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:

@@ -27,6 +27,7 @@ from stroma.errors import (
     ContractViolation,
     OutcomeUnknown,
     RecordCorrupt,
+    StaleOwner,
     StoreError,
     StoreUnavailable,
 )
@@ -316,6 +317,8 @@ class RecordJournal:
             # nobody knows whether it is stored, and storing it twice does no harm: the commit
             # that says how the run ended takes it along
             self._pending[:0] = commit.records
+            if commit.update is not None and commit.update.plan is not None:
+                self._new_plan = commit.update.plan
             raise
 
     def _send(self, commit: Commit) -> Answer:
@@ -324,7 +327,28 @@ class RecordJournal:
         return ask(self._commit_many, (commit,))
 
     async def _send_again(self, commit: Commit) -> StoreError | None:
-        return (await outcomes_of(self._send(commit), 1))[0]
+        (failed,) = await outcomes_of(self._send(commit), 1)
+        if isinstance(failed, StaleOwner):
+            try:
+                return None if await self._has_ended_by(commit) else failed
+            except StoreError as exc:
+                return exc
+        return failed
+
+    async def _has_ended_by(self, commit: Commit) -> bool:
+        """Say whether a commit that is refused ended the run when it was sent before.
+
+        It gave the run up, and was not answered: now nobody owns the run.
+        """
+        if commit.update is None or not commit.update.release:
+            return False
+        found = await _call(self._store, "inspect", self.run_id)
+        if not isinstance(found, OpenedRun) or found.run.owner:
+            return False
+        written = {header.commit_id for header in found.headers}
+        return commit.update.status in (None, found.run.status) and all(
+            record.header.commit_id in written for record in commit.records
+        )
 
     def _extension_ms(self) -> int:
         """Return how far the next commit extends the lease.

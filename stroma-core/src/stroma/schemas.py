@@ -145,7 +145,7 @@ class StateCodec(Generic[M]):
             raise StateNotStorable(
                 f"{self.ref} does not come back from JSON: {'; '.join(problems)}", fields=names
             ) from exc
-        if not _differ(again, state):
+        if not differ(again, state):
             return
         problems = list(_lost(state, again, ""))
         if problems:
@@ -164,7 +164,7 @@ def _lost(was: object, now: object, where: str) -> Iterator[str]:
             yield f"{place}: {type(was).__name__} comes back as {type(now).__name__}"
             return
         prefix = f"{where}." if where else ""
-        values, others = _values_of(was), _values_of(now)
+        values, others = values_of(was), values_of(now)
         for name in dict.fromkeys([*values, *others]):
             yield from _lost(values.get(name), others.get(name), f"{prefix}{name}")
     elif isinstance(was, Mapping) and isinstance(now, Mapping):
@@ -182,12 +182,12 @@ def _lost(was: object, now: object, where: str) -> Iterator[str]:
             yield from _lost(a, b, f"{where}[{i}]")
     elif isinstance(was, float) and isinstance(now, float) and math.isnan(was) and math.isnan(now):
         return
-    elif _differ(was, now):
+    elif differ(was, now):
         kind = "NaN or infinity" if _is_odd_float(was) else type(was).__name__
         yield f"{place}: {kind} comes back as {type(now).__name__}"
 
 
-def _differ(first: object, second: object) -> bool:
+def differ(first: object, second: object) -> bool:
     """Say whether two values differ, as far as they can be compared: arrays cannot."""
     try:
         return bool(first != second)
@@ -195,7 +195,8 @@ def _differ(first: object, second: object) -> bool:
         return True
 
 
-def _values_of(value: object) -> dict[str, object]:
+def values_of(value: object) -> dict[str, object]:
+    """Return what a model or a dataclass holds, by name, fields that it took in addition too."""
     if isinstance(value, BaseModel):
         return {**value.__dict__, **(value.__pydantic_extra__ or {})}
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(cast(Any, value))}
@@ -230,7 +231,7 @@ def _plain(value: object, replaced: list[str], depth: int) -> object:
         return value
     if depth < _MAX_DEPTH:
         if isinstance(value, BaseModel):
-            value = _values_of(value)
+            value = values_of(value)
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {k: _plain(v, replaced, depth + 1) for k, v in value.items()}
         if isinstance(value, list | tuple):

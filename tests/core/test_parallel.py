@@ -368,3 +368,16 @@ async def test_an_input_that_does_not_fit_names_the_group(calls: Calls) -> None:
     assert result.stop_reason.startswith("n (input): left: Field required")
     result = await make_runner().run([words, parallel(_left(calls))], Number())
     assert result.status is RunStatus.COMPLETED  # every field of Number is optional
+
+
+def test_an_id_made_of_many_children_that_no_store_keeps_is_refused_and_can_be_given() -> None:
+    children = [
+        node(id=f"child-{'x' * 60}-{n}", input=Number, output=Number)(_same) for n in range(9)
+    ]
+    with pytest.raises(ConfigError, match=r"parallel\(…, id=…\)"):
+        parallel(*children)
+    assert parallel(*children, id="many").id == "many"
+
+
+async def _same(state: Number) -> Number:
+    return state

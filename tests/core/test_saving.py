@@ -204,6 +204,19 @@ async def test_usage_of_a_failed_attempt_survives_an_outage(calls: Calls) -> Non
     assert second.spent_before.tokens == 5
 
 
+async def test_an_output_that_the_last_commit_of_the_run_saved_is_not_called_unsaved(
+    calls: Calls,
+) -> None:
+    faulty = FaultyStore()
+    faulty.fail("commit_many", *[DOWN] * 6)
+    runner = make_runner(faulty)
+    first = await runner.run([calls.node("a"), calls.node("b")], Number(), run_id="r")
+    assert (first.status, first.unsaved) == (RunStatus.PARTIAL, {})
+
+    second = await runner.run([calls.node("a"), calls.node("b")], run_id="r")
+    assert (second.status, second.skipped, calls["a"]) == (RunStatus.RESUMED, ("a",), 1)
+
+
 async def test_an_output_that_is_too_large_fails_the_run_and_is_kept(
     tmp_path: Any, calls: Calls
 ) -> None:

@@ -135,7 +135,8 @@ class RunDriver:
 
     async def _stopped(self, status: RunStatus, reason: str, error: Exception) -> ExecutionResult:
         try:
-            await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
+            for path in await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent))):
+                self._account.unsaved.pop(path, None)
         except StaleOwner:
             raise
         except StoreError as exc:

@@ -120,8 +120,12 @@ class Journal(Protocol):
         """Record a failed attempt: at once if it used anything, else with what comes next."""
         ...
 
-    async def stop(self, stop: Stop) -> None:
-        """Record how the run ended, and give it up."""
+    async def stop(self, stop: Stop) -> Sequence[str]:
+        """Record how the run ended, and give it up.
+
+        Returns:
+            The paths of results that could not be saved before, and were now.
+        """
         ...
 
     def carried(self) -> Mapping[str, Sequence[Usage]]:

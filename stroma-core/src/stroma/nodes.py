@@ -303,15 +303,18 @@ class Parallel:
     """Nodes that run side by side on one state; made by `parallel`.
 
     Attributes:
-        id: "parallel(a, b)".
+        id: "parallel(a, b)", or as given.
         nodes: the children, in the order in which their outputs are merged.
     """
 
-    def __init__(self, nodes: tuple[object, ...]) -> None:
+    def __init__(self, nodes: tuple[object, ...], id: str | None = None) -> None:
         if not nodes:
             raise ConfigError("parallel() needs at least one node")
         self.nodes = nodes
-        self.id = f"parallel({', '.join(map(id_of, nodes))})"
+        self.id = check_id(
+            id or f"parallel({', '.join(map(id_of, nodes))})",
+            "node id" if id else "node id made of its children (give parallel(…, id=…) another)",
+        )
 
     def __repr__(self) -> str:
         return self.id
@@ -360,17 +363,21 @@ NodeLike: TypeAlias = Callable[..., Awaitable[object] | object] | Parallel | Fan
 """What a pipeline is made of: decorated functions, `parallel(…)` and `fan_out(…)`."""
 
 
-def parallel(*nodes: NodeLike) -> Parallel:
+def parallel(*nodes: NodeLike, id: str | None = None) -> Parallel:
     """Return a node that runs others side by side on the same state.
 
     Each child has its own contract, retries, record, usage and hooks. Their outputs are merged
     in the order given; where two have the same field, the later one holds. A child that fails
     cancels the others; one that has finished is never run again.
 
+    Args:
+        nodes: the children; they take the same input.
+        id: the id; "parallel(a, b)" if not given.
+
     Raises:
-        ConfigError: there is no node, or something is no node.
+        ConfigError: there is no node, something is no node, or the id cannot be stored.
     """
-    return Parallel(nodes)
+    return Parallel(nodes, id)
 
 
 def fan_out(

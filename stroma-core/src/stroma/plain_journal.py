@@ -6,13 +6,14 @@ the input, or of a changed pipeline, and what failed leaves no record.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
 from collections.abc import Awaitable, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from stroma._aio import uncut
+from stroma._aio import finish, uncut
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, not_found
 from stroma.cost import Usage
@@ -186,7 +187,15 @@ class PlainJournal:
         return self._keep(path, state) if isinstance(step, Leaf) else None
 
     async def _keep(self, path: str, state: BaseModel) -> None:
-        failed = await uncut(self._save(path, state))
+        saving = asyncio.ensure_future(self._save(path, state))
+        try:
+            failed = await finish(saving)
+        except asyncio.CancelledError:
+            if saving.done() and saving.result() is not None:  # once more: it is paid for
+                failed = await uncut(self._save(path, state))
+                if failed is not None:
+                    logger.warning("run %s: %r is not saved: %s", self.run_id, path, failed)
+            raise
         if failed is not None:
             await persist(lambda: uncut(self._save(path, state)), failed, self._settings)
 
@@ -206,8 +215,9 @@ class PlainJournal:
     ) -> None:
         """See `Journal.attempt`: this store keeps none."""
 
-    async def stop(self, stop: Stop) -> None:
+    async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`: this store does not know how runs stand."""
+        return ()
 
 
 async def open_plain_journal(

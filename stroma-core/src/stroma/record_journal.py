@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
@@ -27,6 +27,7 @@ from stroma.errors import (
     ContractViolation,
     OutcomeUnknown,
     RecordCorrupt,
+    RecordTooLarge,
     StaleOwner,
     StoreError,
     StoreUnavailable,
@@ -88,10 +89,10 @@ class RecordJournal:
         self._run = opened.run
         self._last = opened.last
         self._results: Mapping[str, RecordHeader] = {} if found is None else found.results
-        self._attempts = () if found is None else found.attempts
+        self._latest_attempts = _latest_attempts(() if found is None else found.attempts)
         self._counted = () if found is None else found.counted
         self._new_plan: bytes | None = None
-        self._made: dict[str, int] | None = None
+        self._made: dict[str, int] = {}
         self._pending: list[CheckpointRecord] = []
         self._written = 0
         self._started = self._since = settings.clock.monotonic()
@@ -138,11 +139,8 @@ class RecordJournal:
 
     async def refused_output(self, step: Leaf, path: str) -> tuple[object] | None:
         """See `Journal.refused_output`."""
-        attempts = [header for header in self._attempts if header.path == path]
-        if not attempts:
-            return None
-        latest = max(attempts, key=lambda header: header.attempt)
-        if latest.schema_ref != VIOLATION_REF:
+        latest = self._latest_attempts.get(path)
+        if latest is None or latest.schema_ref != VIOLATION_REF:
             return None
         (record,) = await self._fetch([latest.key])
         try:
@@ -221,20 +219,31 @@ class RecordJournal:
         number = self._next_attempt(path)
         header = self._header(path, "attempt", number, -1, step.id, ref, "", digest, usage)
         self._pending.append(CheckpointRecord(header, payload))
-        if usage is not NO_USAGE or ref is VIOLATION_REF:
+        if usage is NO_USAGE and ref is FAILURE_REF:
+            return
+        try:
+            await settled(self._commit(self._take_pending(), None))
+        except RecordTooLarge:
+            if ref is FAILURE_REF:
+                raise
+            # that it was paid for can be recorded all the same
+            document["output"], document["is_exact"] = f"{len(payload)} bytes", False
+            payload = json.dumps(document).encode()
+            header = header._replace(digest=digest_of(payload))
+            self._pending.append(CheckpointRecord(header, payload))
             await settled(self._commit(self._take_pending(), None))
 
     def _next_attempt(self, path: str) -> int:
-        if self._made is None:
-            self._made = {}
-            for header in self._attempts:
-                self._made[header.path] = max(header.attempt, self._made.get(header.path, 0))
-        self._made[path] = self._made.get(path, 0) + 1
+        recorded = self._latest_attempts.get(path)
+        before = 0 if recorded is None else recorded.attempt
+        self._made[path] = self._made.get(path, before) + 1
         return self._made[path]
 
-    async def stop(self, stop: Stop) -> None:
+    async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`."""
-        await settled(self._commit(self._take_pending(), self._update(stop)))
+        records = self._take_pending()
+        await settled(self._commit(records, self._update(stop)))
+        return [record.header.path for record in records if record.header.kind == "result"]
 
     async def give_up(self) -> None:
         """Release the claim without a word about how the run stands."""
@@ -313,6 +322,9 @@ class RecordJournal:
             (failed,) = await outcomes_of(answer, 1)
             if failed is not None:
                 await persist(partial(self._send_again, commit), failed, self._settings)
+        except RecordTooLarge:
+            self._pending[:0] = commit.records[:-1]  # what only rode on it
+            raise
         except (StoreUnavailable, OutcomeUnknown, asyncio.CancelledError):
             # nobody knows whether it is stored, and storing it twice does no harm: the commit
             # that says how the run ended takes it along
@@ -361,6 +373,15 @@ class RecordJournal:
             return 0
         self._extend_at = now + self._claim.lease_ms / 3000
         return self._claim.lease_ms
+
+
+def _latest_attempts(attempts: Iterable[RecordHeader]) -> dict[str, RecordHeader]:
+    """Return the last recorded attempt of each place."""
+    latest: dict[str, RecordHeader] = {}
+    for header in attempts:
+        if header.path not in latest or header.attempt > latest[header.path].attempt:
+            latest[header.path] = header
+    return latest
 
 
 async def open_record_journal(

@@ -665,3 +665,32 @@ async def test_the_refused_output_is_json_that_anyone_can_read(store: Any, calls
     found = store.fetch("r", [header.key])
     (record,) = await found if hasattr(found, "__await__") else found
     assert json.loads(record.payload)["output"] == output
+
+
+class Loose(BaseModel):
+    value: Any = None
+
+
+class Numbers(BaseModel):
+    value: set[int] = set()
+
+
+async def test_what_json_would_not_give_back_is_refused_at_the_next_start_too(store: Any) -> None:
+    calls = 0
+
+    def returning(output: type[BaseModel]) -> Any:
+        @node(id="a", input=Number, output=output)
+        async def a(state: Number) -> dict[str, Any]:
+            nonlocal calls
+            calls += 1
+            return {"value": {1, 2}}
+
+        return a
+
+    runner = make_runner(store)
+    for _ in range(2):
+        result = await runner.run([returning(Loose)], Number(), run_id="r")
+        assert (result.status, calls) == (RunStatus.FAILED, 1)
+
+    mended = await runner.run([returning(Numbers)], Number(), run_id="r")
+    assert (mended.final_state, calls) == (Numbers(value={1, 2}), 1)

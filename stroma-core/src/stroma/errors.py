@@ -23,11 +23,13 @@ class StateNotStorable(ConfigError):
 
     Attributes:
         fields: dotted names of the fields concerned.
+        is_lossy: it can be written, and something else comes back.
     """
 
-    def __init__(self, message: str, *, fields: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, fields: Sequence[str] = (), is_lossy: bool = False) -> None:
         super().__init__(message)
         self.fields = tuple(fields)
+        self.is_lossy = is_lossy
 
 
 class PluginError(StromaError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
 
-from stroma._aio import call_store, finish, settled, uncut
-from stroma.batching import Answer, CommitBatcher, ask, outcomes_of
+from stroma._aio import call_store, finish, settled, uncut_within
+from stroma.batching import SAVE_GRACE_SECONDS, Answer, CommitBatcher, ask, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import (
     VIOLATION_REF,
@@ -146,10 +147,14 @@ class RecordJournal:
         try:
             document = json.loads(check_digest(record))
             output, is_exact = document["output"], document["is_exact"]
+            is_lossy = document["is_lossy"] and latest.fingerprint == step.gives.fingerprint
         except (ValueError, KeyError, TypeError) as exc:
             raise RecordCorrupt(f"run {self.run_id!r}: the attempt of {path!r}: {exc}") from exc
-        if not is_exact:
-            problem = "the recorded output holds values that JSON does not have"
+        if not is_exact or is_lossy:
+            problem = (
+                "the output could not be recorded as it was: it held what JSON does not have, or "
+                "more than the store takes"
+            )
             raise ContractViolation(step.id, "output", [problem], output)
         return (output,)
 
@@ -214,10 +219,13 @@ class RecordJournal:
         if isinstance(error, ContractViolation) and error.direction == "output":
             ref = VIOLATION_REF
             document["output"], document["is_exact"] = tolerant_json(error.raw)
+            # what its JSON would not give back fits the contract, which has to change first
+            document["is_lossy"] = getattr(error.__cause__, "is_lossy", False)
         payload = json.dumps(document).encode()  # in ASCII: half a surrogate pair comes back, too
         digest = digest_of(payload)
         number = self._next_attempt(path)
-        header = self._header(path, "attempt", number, -1, step.id, ref, "", digest, usage)
+        fingerprint = step.gives.fingerprint
+        header = self._header(path, "attempt", number, -1, step.id, ref, fingerprint, digest, usage)
         self._pending.append(CheckpointRecord(header, payload))
         if usage is NO_USAGE and ref is FAILURE_REF:
             return
@@ -456,7 +464,7 @@ async def _open(
         return await _call_open(manager.store, request)
     opening = asyncio.ensure_future(_call_open(manager.store, request))
     try:
-        return await finish(opening)
+        return await finish(opening, grace_seconds=SAVE_GRACE_SECONDS)
     except asyncio.CancelledError as exc:
         if opening.done() and not opening.cancelled() and opening.exception() is None:
             await _give_back(manager, claim, opening.result(), exc)
@@ -495,5 +503,5 @@ async def _give_back(
     if isinstance(why, asyncio.CancelledError):
         update = update._replace(status=RunStatus.CANCELLED, stop_reason=CANCELLED)
     commit = Commit(claim.run_id, claim.token, (), update)
-    # what fails here is made good by the end of the lease
-    await uncut(outcomes_of(ask(manager.commit_many, (commit,)), 1))
+    with contextlib.suppress(TimeoutError):  # what fails here is made good by the lease's end
+        await uncut_within(outcomes_of(ask(manager.commit_many, (commit,)), 1), SAVE_GRACE_SECONDS)

@@ -153,6 +153,7 @@ class StateCodec(Generic[M]):
             raise StateNotStorable(
                 f"{self.ref} does not come back from JSON as it was: {'; '.join(problems[:5])}",
                 fields=names,
+                is_lossy=True,
             )
 
 

@@ -15,9 +15,13 @@ from stroma import (
     RunStatus,
     SQLiteStore,
     StoreUnavailable,
+    attempts,
+    batching,
+    driver,
     fan_out,
     node,
     parallel,
+    record_journal,
     report_usage,
 )
 from stroma._aio import finish
@@ -415,3 +419,33 @@ async def test_what_must_not_be_cut_may_be_cancelled_by_others() -> None:
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.parametrize("operation", ["open_run", "commit_many", "commit_many of an attempt"])
+async def test_a_store_that_never_answers_does_not_hold_a_cancelled_run(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    for module in (attempts, batching, driver, record_journal):
+        monkeypatch.setattr(module, "SAVE_GRACE_SECONDS", 0.01)
+    asked = asyncio.Event()
+
+    async def never(*args: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    @node(id="a", input=Number, output=Number)
+    async def paying(state: Number) -> Number:
+        report_usage(input_tokens=5)
+        asked.set()
+        await asyncio.sleep(60)
+        return state
+
+    store = FaultyStore()
+    setattr(store, operation.split(maxsplit=1)[0], never)
+    nodes = [paying if "attempt" in operation else calls.node("a")]
+    run = asyncio.create_task(make_runner(store).run(nodes, Number(), run_id="r"))
+    await asked.wait()
+    run.cancel()
+    done, _ = await asyncio.wait({run}, timeout=5)
+    assert done
+    assert run.cancelled()

@@ -115,6 +115,28 @@ async def test_a_run_is_continued(plain: Any, calls: Calls) -> None:
     assert (calls["a"], calls["b"], calls["c"]) == (1, 2, 1)
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_a_save_that_fails_while_the_run_is_cut_is_tried_once_more(
+    calls: Calls, caplog: pytest.LogCaptureFixture, failures: int
+) -> None:
+    saving = asyncio.Event()
+
+    class Waiting(AsyncPlain):
+        async def save(self, run_id: str, node_id: str, state: BaseModel) -> None:
+            saving.set()
+            await super().save(run_id, node_id, state)
+
+    plain = Waiting()
+    plain.inner.faults = [None, *[OSError("down")] * failures]  # the first is of a load
+    run = asyncio.create_task(make_runner(plain).run([calls.node("a")], Number(), run_id="r"))
+    await saving.wait()
+    run.cancel()
+    with caplog.at_level(logging.WARNING, "stroma"), pytest.raises(asyncio.CancelledError):
+        await run
+    assert plain.inner.saved == ["a"][: failures == 1]
+    assert ("'a' is not saved" in caplog.text) is (failures == 2)
+
+
 async def test_a_first_node_that_is_not_finished_is_continued(plain: Any, calls: Calls) -> None:
     runner = make_runner(plain)
     both = parallel(calls.node("a"), calls.node("b", TypeError(), {"value": 9}))

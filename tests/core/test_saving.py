@@ -10,6 +10,7 @@ import pytest
 
 from stroma import (
     AlreadyCommitted,
+    ContractViolation,
     FailurePolicy,
     InMemoryStore,
     OutcomeUnknown,
@@ -225,6 +226,36 @@ async def test_an_output_that_is_too_large_fails_the_run_and_is_kept(
     assert (result.status, calls["a"]) == (RunStatus.FAILED, 1)
     assert isinstance(result.error, RecordTooLarge)
     assert result.unsaved == {"a": Number(value=10**30)}
+    await store.aclose()
+
+
+async def test_a_refused_output_that_is_too_large_is_charged_and_not_bought_again(
+    tmp_path: Any, calls: Calls
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db", max_payload_bytes=500)
+    runner, bad = make_runner(store), calls.node("a", ({"value": "x" * 1000}, 5))
+    first = await runner.run([bad], Number(), run_id="r")
+    assert (first.status, first.tokens) == (RunStatus.FAILED, 5)
+    assert isinstance(first.error, ContractViolation)
+    second = await runner.run([bad], run_id="r")
+    assert (second.status, second.tokens, calls["a"]) == (RunStatus.FAILED, 5, 1)
+    assert "more than the store takes" in second.stop_reason
+    third = await runner.run([bad], run_id="r", resume_from="a")
+    assert (third.tokens, calls["a"]) == (10, 2)
+    await store.aclose()
+
+
+async def test_what_rides_on_an_output_that_is_too_large_is_recorded(
+    tmp_path: Any, calls: Calls
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db", max_payload_bytes=400)
+    script = [TimeoutError("slow"), ({"value": 10**500}, 5)]
+    await make_runner(store).run([calls.node("a", *script)], Number(), run_id="r")
+    headers = (await stored(store, "r")).headers
+    assert [(h.kind, h.attempt, h.usage.tokens) for h in headers] == [
+        ("attempt", 1, 0),
+        ("attempt", 2, 5),
+    ]
     await store.aclose()
 
 

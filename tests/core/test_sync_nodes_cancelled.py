@@ -76,3 +76,31 @@ async def test_a_timeout_does_not_wait_for_a_sync_node(store: Any) -> None:
 
     assert "timeout of 20 ms" in result.stop_reason
     assert [doubt.reason for doubt in result.in_doubt] == ["timeout"] * slow.calls
+
+
+async def test_an_output_that_does_not_fit_is_not_bought_again_after_a_cancellation(
+    store: Any,
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    calls: list[int] = []
+
+    @stroma.node(id="slow", input=Number, output=Number)
+    def slow(state: Number) -> Any:
+        calls.append(1)
+        started.set()
+        assert go_on.wait(10)
+        return {"value": "many"}, 5
+
+    runner = make_runner(store)
+    run = asyncio.create_task(runner.run([slow], Number(), run_id="job"))
+    while not started.is_set():
+        await asyncio.sleep(0.001)
+    run.cancel()
+    await asyncio.sleep(0.01)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    result = await runner.run([slow], Number(), run_id="job")
+    assert "is paid for and still does not fit" in result.stop_reason
+    assert (result.tokens, len(calls)) == (5, 1)

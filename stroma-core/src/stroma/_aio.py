@@ -83,6 +83,29 @@ async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = N
     return await finish(asyncio.ensure_future(work), grace_seconds=grace_seconds)
 
 
+async def uncut_within(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Run a coroutine to its end even while being cancelled, but not for longer than this.
+
+    Raises:
+        TimeoutError: it took longer, and goes on by itself.
+        asyncio.CancelledError: cancelled meanwhile; ``work`` is done, or the time is over.
+    """
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    deadline, cancelled = loop.time() + seconds, None
+    while not task.done() and (left := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=left)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if task.done() and not task.cancelled():
+        task.exception()  # retrieved, so that the loop does not report it as lost
+    if cancelled is not None:
+        raise cancelled
+    if not task.done():
+        raise TimeoutError(f"not done within {seconds:g} s")
+    return task.result()
+
+
 def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     """Run ``call`` in a thread of its own, with a copy of the current context variables.
 

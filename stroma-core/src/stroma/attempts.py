@@ -10,8 +10,9 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from stroma._aio import CancelWatch, in_daemon_thread, settled, uncut
+from stroma._aio import CancelWatch, in_daemon_thread, settled, uncut_within
 from stroma.account import RunAccount, Stopped
+from stroma.batching import SAVE_GRACE_SECONDS
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import (
@@ -267,7 +268,7 @@ class AttemptLoop:
             asyncio.CancelledError: the node hid that it was cancelled behind its failure.
         """
         if self._watch.is_cancelled():
-            return await self._cut(leaf, scope, began, asyncio.CancelledError())
+            return await self._cut(leaf, scope, began, asyncio.CancelledError(), exc)
         duration_ms = (self._clock.monotonic() - began) * 1000
         usage = self._account.settle(leaf.id, scope)
         context = NodeContext(scope.run_id, scope.node_id, scope.attempt, scope.path)
@@ -320,9 +321,21 @@ class AttemptLoop:
         return None if left_ms is not None and delay * 1000 >= left_ms else delay
 
     async def _cut(
-        self, leaf: Leaf, scope: NodeScope, began: float, exc: asyncio.CancelledError
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        began: float,
+        exc: asyncio.CancelledError,
+        hiding: Exception | None = None,
     ) -> float:
-        """Note an attempt that was cancelled; its usage is recorded by what comes next.
+        """Note an attempt that was cancelled, and record it: at once if it used anything.
+
+        Args:
+            leaf: the node.
+            scope: the attempt.
+            began: when.
+            exc: the cancellation.
+            hiding: what the node raised in its place, or an output that does not fit.
 
         Returns:
             The seconds until the next attempt, when it was not this run that was cancelled but
@@ -337,14 +350,16 @@ class AttemptLoop:
             return await self._failed(leaf, scope, began, stray)
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
-        self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
+        if not isinstance(hiding, ContractViolation):  # whose output is there
+            self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
         self._account.note(
             "cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage
         )
         try:
-            await uncut(self._journal.attempt(leaf, scope.path, usage, exc, "cancelled"))
-        except StoreError as error:
-            logger.warning("run %s: a cut attempt is not recorded: %s", scope.run_id, error)
+            noting = self._journal.attempt(leaf, scope.path, usage, hiding or exc, "cancelled")
+            await uncut_within(noting, SAVE_GRACE_SECONDS)
+        except (StoreError, TimeoutError) as failed:
+            logger.warning("run %s: a cut attempt is not recorded: %s", scope.run_id, failed)
         raise exc
 
     async def _refused_output(self, leaf: Leaf, path: str, position: int) -> BaseModel | None:

@@ -7,8 +7,9 @@ import logging
 
 from pydantic import BaseModel
 
-from stroma._aio import uncut
+from stroma._aio import uncut, uncut_within
 from stroma.account import RunAccount, Stopped, Surroundings
+from stroma.batching import SAVE_GRACE_SECONDS
 from stroma.cost import NO_USAGE, Ledger
 from stroma.errors import (
     ContractViolation,
@@ -147,14 +148,15 @@ class RunDriver:
         """Give the run up on the way out of an exception, which nothing here may hide."""
         if self._journal.is_complete:
             return
+        stopping = self._journal.stop(Stop(status, reason, self._ledger.spent))
         try:
-            await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent)))
+            await uncut_within(stopping, SAVE_GRACE_SECONDS)
         except StaleOwner:
             return  # another worker's by now, or ended by its last save: nothing is left to say
-        except StoreError as exc:
+        except (StoreError, TimeoutError) as exc:
             self._could_not_say(exc)
 
-    def _could_not_say(self, exc: StoreError) -> None:
+    def _could_not_say(self, exc: Exception) -> None:
         logger.warning(
             "run %s ended, and its store could not be told; it is free again when its lease "
             "has ended: %s",

@@ -191,7 +191,8 @@ class PlainJournal:
         try:
             failed = await finish(saving)
         except asyncio.CancelledError:
-            if saving.done() and saving.result() is not None:  # once more: it is paid for
+            if saving.cancelled() or (saving.done() and saving.result() is not None):
+                # once more: it is paid for
                 failed = await uncut(self._save(path, state))
                 if failed is not None:
                     logger.warning("run %s: %r is not saved: %s", self.run_id, path, failed)

@@ -24,6 +24,7 @@ from stroma.errors import (
     StoreUnusable,
 )
 from stroma.records import RunQuery, RunUpdate
+from stroma.stores import _sqlite_session
 from stroma.stores.sqlite import SQLiteStore
 from tests.core.stores.support import ManualClock, Note, commit, in_child, record, request
 
@@ -243,7 +244,10 @@ class TestTrouble:
         other.close()
         await store.aclose()
 
-    async def test_a_file_that_was_removed_while_in_use(self, database: Path) -> None:
+    async def test_a_file_that_was_removed_while_in_use(
+        self, database: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_sqlite_session, "CHECK_FILE_SECONDS", 0.0)
         store = SQLiteStore(database)
         await store.save("run", "node", Note())
         database.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from stroma.stores._owner_lock import OwnerLock
 from stroma.stores._sqlite_errors import commit_error
 from stroma.stores._sqlite_file import connect
 from stroma.stores._sqlite_tables import Tables
+
+CHECK_FILE_SECONDS = 0.02
+"""How long a file that was there is taken to be there still."""
 
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -41,6 +45,7 @@ class Session:
         self._execute = self._connection.cursor().execute
         self._identity = _identity(self._path_text)
         self._is_durable = True
+        self._checked_until = 0.0
         self._log_fd = -1
         self.has_unsynced = False
         self.tables = Tables(self._connection, clock, lock)
@@ -85,6 +90,11 @@ class Session:
         return has_written
 
     def _check_file(self) -> None:
+        """Notice a file that was removed or replaced; not more often than it could matter."""
+        now = time.monotonic()
+        if now < self._checked_until:
+            return
+        self._checked_until = now + CHECK_FILE_SECONDS
         if _identity(self._path_text) != self._identity:
             raise StoreUnusable(
                 f"{self._path} was removed or replaced while it was in use: what was recorded "

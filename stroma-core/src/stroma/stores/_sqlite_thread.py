@@ -345,12 +345,19 @@ def _apply(requests: list[_Request], tables: Tables) -> None:
 
 def _answer(requests: list[_Request]) -> None:
     """Tell each event loop that its requests are done."""
+    if len(requests) == 1:
+        _tell(requests[0].loop, requests)
+        return
     by_loop: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
     for request in requests:
         by_loop.setdefault(request.loop, []).append(request)
     for loop, done in by_loop.items():
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_wake, done)
+        _tell(loop, done)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, done: list[_Request]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_wake, done)
 
 
 def _wake(requests: list[_Request]) -> None:

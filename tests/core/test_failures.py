@@ -199,6 +199,17 @@ async def test_an_empty_text_is_replaced_by_the_name(calls: Calls) -> None:
     assert result.trace.failures()[0].failure_message == "TypeError"
 
 
+async def test_values_that_did_not_fit_inside_a_node_are_not_told(store: object) -> None:
+    @node
+    async def a(state: Number) -> Number:
+        return Number.model_validate({"value": "private"})
+
+    result = await make_runner(store).run([a], Number())
+    (message, *_) = [event.failure_message for event in result.trace.failures()]
+    assert message.startswith("Number does not fit: value: Input should be a valid integer")
+    assert "private" not in message + result.stop_reason
+
+
 async def test_what_a_failed_attempt_used_counts(calls: Calls, store: object) -> None:
     from stroma import report_usage
 

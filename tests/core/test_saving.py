@@ -368,6 +368,15 @@ async def test_a_store_that_cannot_be_used_raises(faulty: FaultyStore, calls: Ca
         await make_runner(faulty).run([calls.node("a")], Number())
 
 
+async def test_a_store_that_cannot_be_used_any_more_does_not_take_the_output_along(
+    faulty: FaultyStore, calls: Calls
+) -> None:
+    faulty.fail("commit_many", *[StoreUnusable("removed")] * 9)
+    result = await make_runner(faulty).run([calls.node("a", ({"value": 7}, 5))], Number())
+    assert (result.status, result.tokens) == (RunStatus.FAILED, 5)
+    assert result.unsaved == {"a": Number(value=7)}
+
+
 @pytest.mark.parametrize("error", [DOWN, OSError("reset")])
 async def test_a_store_that_is_down_when_records_are_read_is_a_result(
     faulty: FaultyStore, calls: Calls, error: Exception

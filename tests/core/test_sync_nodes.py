@@ -203,7 +203,7 @@ async def test_no_thread_is_left_behind() -> None:
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # an earlier one may have ended meanwhile
 
 
 def test_the_exit_of_the_process_is_not_held(tmp_path: Any) -> None:

@@ -191,6 +191,17 @@ async def foreign_file(folder: Path) -> ExecutionResult:
         return await run(echo, store=store)
 
 
+async def file_removed(folder: Path) -> ExecutionResult:
+    @stroma.node(id="remove")
+    async def remove(state: Text) -> Text:
+        (folder / "runs.db").unlink()
+        await asyncio.sleep(0.05)  # the store looks now and then
+        return state
+
+    async with closing(SQLiteStore(folder / "runs.db")) as store:
+        return await run(remove, store=store)
+
+
 async def cancelled_by_its_caller() -> ExecutionResult:
     @stroma.node
     async def wait(state: Text) -> Text:
@@ -298,6 +309,7 @@ CASES: list[tuple[str, Callable[..., Awaitable[ExecutionResult]]]] = [
     ("The store does not answer", store_away),
     ("The store does not take a result", save_refused),
     ("An output that is larger", too_large),
+    ("The store cannot be used any more", file_removed),
     ("A hook or a classifier raises", hook_raises),
 ]
 

@@ -18,6 +18,7 @@ from stroma.errors import (
     StaleOwner,
     StoreError,
     StoreUnavailable,
+    StoreUnusable,
 )
 from stroma.execution import Execution
 from stroma.failures import FailureClass
@@ -136,6 +137,8 @@ class RunDriver:
 
     async def _stopped(self, status: RunStatus, reason: str, error: Exception) -> ExecutionResult:
         try:
+            if isinstance(error, StoreUnusable):
+                raise error  # there may be another store in its place by now
             for path in await uncut(self._journal.stop(Stop(status, reason, self._ledger.spent))):
                 self._account.unsaved.pop(path, None)
         except StaleOwner:
@@ -194,7 +197,7 @@ def _status_after(exc: Exception) -> RunStatus | None:
     """Return how a run stands that a store stopped, or None if the caller has to know."""
     if isinstance(exc, StoreUnavailable | OutcomeUnknown):
         return RunStatus.PARTIAL
-    return RunStatus.FAILED if isinstance(exc, RecordTooLarge) else None
+    return RunStatus.FAILED if isinstance(exc, RecordTooLarge | StoreUnusable) else None
 
 
 async def refused_input(

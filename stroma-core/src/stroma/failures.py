@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stroma.clock import Random
 from stroma.errors import (
@@ -16,6 +16,7 @@ from stroma.errors import (
     ContractViolation,
     UnknownPrice,
 )
+from stroma.schemas import describe
 
 logger = logging.getLogger("stroma")
 
@@ -148,13 +149,19 @@ def error_text(exc: BaseException) -> str:
     """Return what an exception says, as any store can keep it; its name when it says nothing.
 
     A node's exceptions are foreign: their text may be endless, no UTF-8, or not to be had.
+    Those of pydantic are told without the values, which belong in no log.
     """
     try:
-        text = str(exc)[:_MAX_TEXT]
+        text = _problems(exc) if isinstance(exc, ValidationError) else str(exc)
+        text = text[:_MAX_TEXT]
     except Exception:
         text = ""
     text = text.encode(errors="replace").decode().replace("\0", "?")
     return text or type(exc).__name__
+
+
+def _problems(exc: ValidationError) -> str:
+    return f"{exc.title} does not fit: {'; '.join(describe(exc))}"
 
 
 class FailurePolicy(BaseModel):

@@ -280,7 +280,7 @@ class StromaRunner:
             ResumeError: the run cannot be continued as asked.
             RunLocked: another worker owns the run.
             StaleOwner: another worker took the run over meanwhile.
-            StoreUnusable: the store cannot be used as it is.
+            StoreUnusable: the store cannot be used as it is, found when the run is opened.
             asyncio.CancelledError: the caller was cancelled; what was finished is recorded.
         """
         engine = _engine()

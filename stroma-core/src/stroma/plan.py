@@ -29,7 +29,7 @@ from stroma.nodes import (
 )
 from stroma.pipeline import Pipeline, Upcaster
 from stroma.records import PlanDocument
-from stroma.schemas import StateCodec, codec_of
+from stroma.schemas import StateCodec, codec_of, values_of
 
 Codec: TypeAlias = StateCodec[BaseModel]
 
@@ -87,7 +87,7 @@ class Group:
         """Return the outputs as one state; a later one's fields hold."""
         values: dict[str, Any] = {}
         for output in outputs:
-            values.update(_values(output))
+            values.update(values_of(output))
         return self.gives.schema.model_construct(None, **values)
 
 
@@ -117,16 +117,12 @@ class Each:
 
     def merge(self, state: BaseModel, outputs: Sequence[BaseModel]) -> BaseModel:
         """Return the state with the outputs."""
-        values = _values(state)
+        values = values_of(state)
         values[self.into] = list(outputs)
         return self.gives.schema.model_construct(None, **values)
 
 
 Step: TypeAlias = Leaf | Group | Each
-
-
-def _values(state: BaseModel) -> dict[str, Any]:
-    return {**state.__dict__, **(state.__pydantic_extra__ or {})}
 
 
 @dataclass(slots=True, eq=False, repr=False)

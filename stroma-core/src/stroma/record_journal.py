@@ -253,10 +253,6 @@ class RecordJournal:
         await settled(self._commit(records, self._update(stop)))
         return [record.header.path for record in records if record.header.kind == "result"]
 
-    async def give_up(self) -> None:
-        """Release the claim without a word about how the run stands."""
-        await call_store(self._store, "release", self.run_id, self._claim.token)
-
     def _update(self, stop: Stop) -> RunUpdate:
         this_start_ms = (self._settings.clock.monotonic() - self._started) * 1000
         return RunUpdate(

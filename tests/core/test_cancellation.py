@@ -20,8 +20,8 @@ from stroma import (
     driver,
     fan_out,
     node,
+    opening,
     parallel,
-    record_journal,
     report_usage,
 )
 from stroma._aio import finish
@@ -425,7 +425,7 @@ async def test_what_must_not_be_cut_may_be_cancelled_by_others() -> None:
 async def test_a_store_that_never_answers_does_not_hold_a_cancelled_run(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    for module in (attempts, batching, driver, record_journal):
+    for module in (attempts, batching, driver, opening):
         monkeypatch.setattr(module, "SAVE_GRACE_SECONDS", 0.01)
     asked = asyncio.Event()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,13 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears_the_keyboard,  # noqa: PLW1509 - there are no threads here
     )
+
+
+def hears_the_keyboard() -> None:
+    """A shell has what it runs in the background ignore the keyboard, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def absolute_path(env: Mapping[str, str]) -> dict[str, str]:

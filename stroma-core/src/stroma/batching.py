@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
-from stroma._aio import finish, settled
+from stroma._aio import call_store, finish, settled
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
 from stroma.records import Commit
 
@@ -91,6 +91,16 @@ async def outcomes_of(answer: Answer, count: int) -> Outcomes:
         return outcomes
     problem = f"the store gave {len(outcomes)} outcomes for {count} commits"
     return [StoreUnusable(problem)] * count
+
+
+async def call_operation(store: object, operation: str, *args: object) -> object:
+    """Call an operation; a driver's exception that a store lets through never leaks."""
+    try:
+        return await call_store(store, operation, *args)
+    except StoreError:
+        raise
+    except Exception as exc:
+        raise StoreUnavailable(f"{type(store).__name__} failed in {operation}: {exc}") from exc
 
 
 def _store_error(exc: Exception) -> StoreError:

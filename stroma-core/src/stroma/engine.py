@@ -18,11 +18,11 @@ from stroma.errors import ConfigError, ContractViolation, OutcomeUnknown, StoreU
 from stroma.hooks import HookSet
 from stroma.journal import Journal, JournalSettings
 from stroma.nodes import NodeLike
+from stroma.opening import open_record_journal
 from stroma.pipeline import Pipeline
 from stroma.plain_journal import open_plain_journal
 from stroma.plan import Plan, compile_plan
 from stroma.prices import BUILT_IN_PRICES
-from stroma.record_journal import open_record_journal
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
 from stroma.run_config import RunConfig, check_runnable

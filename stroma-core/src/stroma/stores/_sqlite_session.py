@@ -17,7 +17,8 @@ from stroma.stores._sqlite_file import connect
 from stroma.stores._sqlite_tables import Tables
 
 CHECK_FILE_SECONDS = 0.02
-"""How long a file that was there is taken to be there still."""
+"""How long a file that was there is taken to be there still, by commits of a lone record. A
+claim and the end of a run always look."""
 
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -79,7 +80,8 @@ class Session:
         Returns:
             What ``body`` returns: whether it wrote.
         """
-        self._check_file()
+        if time.monotonic() >= self._checked_until:
+            self._check_file()
         self._set_durable(True)
         try:
             has_written = body(self.tables)
@@ -90,11 +92,8 @@ class Session:
         return has_written
 
     def _check_file(self) -> None:
-        """Notice a file that was removed or replaced; not more often than it could matter."""
-        now = time.monotonic()
-        if now < self._checked_until:
-            return
-        self._checked_until = now + CHECK_FILE_SECONDS
+        """Notice a file that was removed or replaced."""
+        self._checked_until = time.monotonic() + CHECK_FILE_SECONDS
         if _identity(self._path_text) != self._identity:
             raise StoreUnusable(
                 f"{self._path} was removed or replaced while it was in use: what was recorded "

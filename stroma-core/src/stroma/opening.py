@@ -1,0 +1,130 @@
+"""Opens runs in level 1 stores: claims them, new or recorded, and gives them back on errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from stroma._aio import finish, uncut_within
+from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
+from stroma.checkpoint import CheckpointManager
+from stroma.continuation import RunRequest, continue_run, not_found
+from stroma.errors import OutcomeUnknown
+from stroma.journal import CANCELLED, JournalSettings
+from stroma.ownership import Claim, describe_worker, new_claim
+from stroma.plan import Plan
+from stroma.record_journal import RecordJournal
+from stroma.records import (
+    Commit,
+    OpenedRun,
+    OpenRequest,
+    PlanDocument,
+    RunRecord,
+    RunStatus,
+    RunUpdate,
+)
+
+
+async def open_record_journal(
+    manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
+) -> RecordJournal:
+    """Claim a run, new or recorded, and return its journal.
+
+    Raises:
+        RunLocked: another worker owns it.
+        ResumeError: it cannot be continued as asked.
+        StoreError: the store cannot be used or reached.
+    """
+    if not manager.is_set_up:
+        await manager.setup()
+    claim = new_claim(request.run_id, settings.lease_seconds)
+    new = None if request.must_exist else _new_run(request, plan, settings)
+    reopen = request.restart or request.resume_from is not None
+    opened = await _open(manager, claim, new, reopen)
+    if opened is None:
+        raise not_found(request)
+    if opened.is_new:
+        return RecordJournal(manager, settings, plan, claim, opened, None)
+    try:
+        found = continue_run(opened, plan, request)
+        if not opened.is_claimed and found.position < len(plan.steps):
+            again = await _open(manager, claim, None, True)  # there are nodes after the end
+            if again is None:
+                raise not_found(request)
+            opened = again
+            found = continue_run(opened, plan, request)
+        journal = RecordJournal(manager, settings, plan, claim, opened, found)
+        merged = _merged_plan(opened.run.plan, settings.document)
+        if opened.is_claimed and (merged, plan.version) != (opened.run.plan, opened.run.version):
+            journal.go_on_with(merged)
+        if found.new_epoch is not None:
+            await journal.open_epoch(found.new_epoch)
+    except BaseException as exc:
+        await _give_back(manager, claim, opened, exc)
+        raise
+    return journal
+
+
+def _new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRecord:
+    now = settings.clock.now()
+    return RunRecord(
+        request.run_id,
+        RunStatus.RUNNING,
+        pipeline=plan.name,
+        version=plan.version,
+        tags=settings.tags,
+        input_payload=request.payload,
+        input_fingerprint=plan.takes.fingerprint,
+        plan=settings.document,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _merged_plan(recorded: bytes, live: bytes) -> bytes:
+    """Return the live plan with the recorded forms, which name what changed."""
+    if recorded == live:
+        return recorded
+    was, now = PlanDocument.from_json(recorded), PlanDocument.from_json(live)
+    return now._replace(forms={**was.forms, **now.forms}).to_json()
+
+
+async def _open(
+    manager: CheckpointManager, claim: Claim, new: RunRecord | None, reopen: bool
+) -> OpenedRun | None:
+    request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
+    if manager.is_in_memory:
+        return await _call_open(manager.store, request)
+    opening = asyncio.ensure_future(_call_open(manager.store, request))
+    try:
+        return await finish(opening, grace_seconds=SAVE_GRACE_SECONDS)
+    except asyncio.CancelledError as exc:
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            await _give_back(manager, claim, opening.result(), exc)
+        raise
+    except OutcomeUnknown as exc:
+        await _give_back(manager, claim, OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING)), exc)
+        raise
+
+
+async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:
+    opened = await call_operation(store, "open_run", request)
+    assert opened is None or isinstance(opened, OpenedRun)
+    return opened
+
+
+async def _give_back(
+    manager: CheckpointManager, claim: Claim, opened: OpenedRun | None, why: BaseException
+) -> None:
+    """Give a run up on the way out of an error, which a failure here must not hide.
+
+    It stands as it stood before the claim, unless it was cancelled.
+    """
+    if opened is None or not opened.is_claimed:
+        return
+    update = RunUpdate(opened.status_before, release=True)
+    if isinstance(why, asyncio.CancelledError):
+        update = update._replace(status=RunStatus.CANCELLED, stop_reason=CANCELLED)
+    commit = Commit(claim.run_id, claim.token, (), update)
+    with contextlib.suppress(TimeoutError):  # what fails here is made good by the lease's end
+        await uncut_within(outcomes_of(ask(manager.commit_many, (commit,)), 1), SAVE_GRACE_SECONDS)

@@ -92,7 +92,13 @@ def _form(tp: Any, stack: tuple[object, ...]) -> Form:
         return {name: [_form(arg, stack) if arg is not ... else "..." for arg in args]}
     if tp in _CONTAINERS:
         return {_CONTAINERS[tp]: []}
-    return f"{getattr(tp, '__module__', '')}.{getattr(tp, '__qualname__', repr(tp))}"
+    return f"{_public_module(tp)}.{getattr(tp, '__qualname__', repr(tp))}"
+
+
+def _public_module(tp: Any) -> str:
+    """Return where a class is from, without private parts: those move from version to version."""
+    parts = getattr(tp, "__module__", "").split(".")
+    return ".".join(part for part in parts if not part.startswith("_"))
 
 
 def _bare(tp: Any) -> Any:

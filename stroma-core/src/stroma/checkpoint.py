@@ -97,7 +97,8 @@ class Capabilities(NamedTuple):
 
     Attributes:
         durability: what a returned commit survives.
-        fencing: a token that is no longer the owner's can make nothing visible.
+        fencing: a token that is no longer the owner's can make nothing visible. Declared for
+            callers; the core does not act on it yet.
         max_payload_bytes: the largest payload of one record, or None.
         groups_commits: the store itself groups commits that are waiting, and finishes those
             whose caller is cancelled; core then hands on each one as it comes.

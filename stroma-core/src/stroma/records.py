@@ -153,7 +153,8 @@ class RunRecord(NamedTuple):
         active_ms: active time, as of the last change of status.
         trace_parent: W3C traceparent of the first start, or "".
         created_at: seconds since the epoch.
-        updated_at: seconds since the epoch.
+        updated_at: seconds since the epoch; changes with a claim, an update and a release, not
+            with records and renewals.
     """
 
     run_id: str

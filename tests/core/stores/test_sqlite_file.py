@@ -23,7 +23,7 @@ from stroma.errors import (
     StoreUnavailable,
     StoreUnusable,
 )
-from stroma.records import RunQuery, RunUpdate
+from stroma.records import RunQuery, RunStatus, RunUpdate
 from stroma.stores import _sqlite_session
 from stroma.stores.sqlite import SQLiteStore
 from tests.core.stores.support import ManualClock, Note, commit, in_child, record, request
@@ -242,6 +242,18 @@ class TestTrouble:
         other.execute("ROLLBACK")
         await store.save("run", "node", Note(text="3"))
         other.close()
+        await store.aclose()
+
+    async def test_the_end_of_a_run_always_looks_whether_the_file_is_there(
+        self, database: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_sqlite_session, "CHECK_FILE_SECONDS", 60.0)
+        store = SQLiteStore(database)
+        await store.open_run(request())
+        database.unlink()
+        end = RunUpdate(RunStatus.COMPLETED, release=True)
+        with pytest.raises(StoreUnusable, match="removed or replaced"):
+            await store.commit_many([commit(record(), update=end)])
         await store.aclose()
 
     async def test_a_file_that_was_removed_while_in_use(

@@ -97,17 +97,22 @@ class Capabilities(NamedTuple):
 
     Attributes:
         durability: what a returned commit survives.
-        fencing: a token that is no longer the owner's can make nothing visible. Declared for
-            callers; the core does not act on it yet.
+        fencing: a token that is no longer the owner's can make nothing visible. A store that
+            has to find this out knows it after `setup`; without it, core warns once that two
+            workers may meet.
         max_payload_bytes: the largest payload of one record, or None.
         groups_commits: the store itself groups commits that are waiting, and finishes those
             whose caller is cancelled; core then hands on each one as it comes.
+        refuses_stale_commits: a commit of a worker that lost its run is refused at once. False
+            where a store can only make it invisible: the worker learns of it when it renews,
+            updates or releases the run.
     """
 
     durability: Durability
     fencing: bool = True
     max_payload_bytes: int | None = None
     groups_commits: bool = False
+    refuses_stale_commits: bool = True
 
 
 class RecordStore(Protocol):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from decimal import Decimal
 from typing import Any, Final
 
-from stroma.cost import NO_USAGE, Usage
 from stroma.errors import RecordCorrupt
+from stroma.record_codec import storable, usage_from_row, usage_to_row
 from stroma.records import (
     CheckpointRecord,
     RecordHeader,
@@ -121,7 +120,7 @@ def run_row(run: RunRecord, lock: str) -> Row:
         run.lease_expires_at,
         epochs_text(run.epochs),
         run.input_fingerprint,
-        *usage_row(run.spend),
+        *usage_to_row(run.spend),
         run.active_ms,
         run.trace_parent,
         run.created_at,
@@ -148,7 +147,7 @@ def run_of(row: Row) -> RunRecord:
             lease_expires_at=row[9],
             epochs=epochs_from_text(row[10]),
             input_fingerprint=row[11],
-            spend=_usage_of(row[12:17]),
+            spend=usage_from_row(row[12:17]),
             active_ms=row[17],
             trace_parent=row[18],
             created_at=row[19],
@@ -163,7 +162,7 @@ def run_of(row: Row) -> RunRecord:
 def record_row(record: CheckpointRecord, seq: int) -> Row:
     """Return the row of ``records``: `HEADER_COLUMNS` and the payload."""
     header, payload = record
-    return (*header[:11], *usage_row(header.usage), *header[12:], seq, payload)
+    return (*header[:11], *usage_to_row(header.usage), *header[12:], seq, payload)
 
 
 def header_of(row: Row) -> RecordHeader:
@@ -173,29 +172,8 @@ def header_of(row: Row) -> RecordHeader:
         RecordCorrupt: a column holds what was never written to it.
     """
     try:
-        return RecordHeader._make((*row[:11], _usage_of(row[11:16]), *row[16:19]))
+        return RecordHeader._make((*row[:11], usage_from_row(row[11:16]), *row[16:19]))
     except (ValueError, TypeError, ArithmeticError) as exc:
         raise RecordCorrupt(
             f"run {row[0]!r}, {row[2]!r}: its record cannot be read: {exc}"
         ) from exc
-
-
-def usage_row(usage: Usage) -> Row:
-    """Return the five columns of a usage."""
-    if usage is NO_USAGE:
-        return (0, 0, "0", "", "")
-    cost = "" if usage.cost_usd is None else str(usage.cost_usd)
-    return (usage.input_tokens, usage.output_tokens, cost, usage.model, usage.price_source)
-
-
-def _usage_of(row: Row) -> Usage:
-    if row == (0, 0, "0", "", ""):
-        return NO_USAGE
-    input_tokens, output_tokens, cost, model, price_source = row
-    cost_usd = Decimal(cost) if cost else None
-    return Usage(input_tokens, output_tokens, cost_usd, model, price_source)
-
-
-def storable(text: str) -> str:
-    """Return free text, such as another library's error message, as UTF-8 can hold it."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -10,6 +10,7 @@ from typing import Final
 
 from stroma.clock import Clock
 from stroma.errors import StoreError
+from stroma.record_codec import storable, usage_to_row
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,
@@ -25,16 +26,6 @@ from stroma.records import (
     last_result,
 )
 from stroma.stores._owner_lock import OwnerLock
-from stroma.stores._rules import (
-    already_committed,
-    claimed,
-    cursor_after,
-    cursor_position,
-    is_closed_book,
-    is_held,
-    locked,
-    stale,
-)
 from stroma.stores._sqlite_errors import UNSTORABLE, unstorable
 from stroma.stores._sqlite_schema import (
     HEADER_COLUMNS,
@@ -45,8 +36,16 @@ from stroma.stores._sqlite_schema import (
     record_row,
     run_of,
     run_row,
-    storable,
-    usage_row,
+)
+from stroma.stores.rules import (
+    already_committed,
+    claimed,
+    cursor_after,
+    cursor_position,
+    is_closed_book,
+    is_held,
+    locked,
+    stale,
 )
 
 
@@ -351,7 +350,7 @@ def _changes(run_id: str, update: RunUpdate, now: float) -> Row:
         None if update.stop_reason is None else storable(update.stop_reason),
         None if update.epochs is None else epochs_text(update.epochs),
         update.version,
-        *((None,) * 5 if update.spend is None else usage_row(update.spend)),
+        *((None,) * 5 if update.spend is None else usage_to_row(update.spend)),
         update.active_ms,
         *((0.0, "", "", "") if update.release else (None,) * 4),
         run_id,

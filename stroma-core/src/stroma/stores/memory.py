@@ -23,7 +23,7 @@ from stroma.records import (
     RunRecord,
     last_result,
 )
-from stroma.stores._rules import (
+from stroma.stores.rules import (
     already_committed,
     claimed,
     cursor_after,

@@ -1,4 +1,8 @@
-"""What the built-in stores decide alike: claims, and the order and selection of listings."""
+"""What every level 1 store decides alike: claims, refusals, and the selection of listings.
+
+For authors of stores: a store that decides these in its own code uses the same functions as the
+built-in ones; a store that decides in its server (SQL, a script) follows them.
+"""
 
 from __future__ import annotations
 

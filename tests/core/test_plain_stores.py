@@ -22,9 +22,9 @@ from stroma import (
     StoreUnavailable,
     StromaRunner,
     fan_out,
+    journal,
     node,
     parallel,
-    plain_journal,
 )
 from tests.core.helpers import Calls, Number, Text, make_runner
 from tests.core.test_fan_out import Batch
@@ -224,7 +224,7 @@ async def test_nothing_goes_on_in_silence_where_nothing_is_recorded(
 async def test_what_it_lacks_is_said_once(
     plain: Any, calls: Calls, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_journal, "_warned", type(plain_journal._warned)())
+    monkeypatch.setattr(journal, "_warned", type(journal._warned)())
     runner, nodes = make_runner(plain), [calls.node("a")]
     with caplog.at_level(logging.WARNING, "stroma"):
         for run_id in "rst":

@@ -271,14 +271,22 @@ class CheckpointManager:
             )
         self.store = store
         self.keeps_records = is_record_store(store)
-        found = getattr(store, "capabilities", None)
-        promises = found if isinstance(found, Capabilities) else Capabilities(Durability.PROCESS)
-        self.is_in_memory = promises.durability is Durability.MEMORY
-        self._groups_commits = promises.groups_commits
+        self.is_in_memory = self._promises.durability is Durability.MEMORY
+        self._groups_commits = self._promises.groups_commits
         self.is_set_up = False
         self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
             weakref.WeakKeyDictionary()
         )
+
+    @property
+    def _promises(self) -> Capabilities:
+        found = getattr(self.store, "capabilities", None)
+        return found if isinstance(found, Capabilities) else Capabilities(Durability.PROCESS)
+
+    @property
+    def has_fencing(self) -> bool:
+        """The store keeps workers that lost a run from changing it; known after `setup`."""
+        return self._promises.fencing
 
     @property
     def commit_many(self) -> CommitMany:

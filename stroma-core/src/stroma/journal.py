@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from stroma.plan import Leaf, Step
 from stroma.records import RunStatus
 
 logger = logging.getLogger("stroma")
+
+_warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 CANCELLED = "cancelled by its caller"
 """Why a cancelled run stopped."""
@@ -177,3 +180,15 @@ async def persist(
         error = await save()
         if cancelled is not None:
             raise cancelled
+
+
+def warn_once(kind: type, message: str) -> None:
+    """Say what a kind of store cannot do, the first time that it is used.
+
+    Args:
+        kind: the store's class.
+        message: with ``%s`` where its name belongs.
+    """
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(message, kind.__name__)

@@ -10,7 +10,7 @@ from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, continue_run, not_found
 from stroma.errors import OutcomeUnknown
-from stroma.journal import CANCELLED, JournalSettings
+from stroma.journal import CANCELLED, JournalSettings, warn_once
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.plan import Plan
 from stroma.record_journal import RecordJournal
@@ -37,6 +37,12 @@ async def open_record_journal(
     """
     if not manager.is_set_up:
         await manager.setup()
+        if not manager.has_fencing:
+            warn_once(
+                type(manager.store),
+                "%s cannot keep a worker that lost its run from writing: its server does not "
+                "refuse conditional writes. Let one worker at a time run each run",
+            )
     claim = new_claim(request.run_id, settings.lease_seconds)
     new = None if request.must_exist else _new_run(request, plan, settings)
     reopen = request.restart or request.resume_from is not None

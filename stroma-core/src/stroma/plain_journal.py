@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Awaitable, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
@@ -25,11 +24,10 @@ from stroma.errors import (
     StoreUnavailable,
 )
 from stroma.ids import path_of
-from stroma.journal import JournalSettings, Stop, persist
+from stroma.journal import JournalSettings, Stop, persist, warn_once
 from stroma.plan import Group, Leaf, Plan, Step
 
 logger = logging.getLogger("stroma")
-_warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 class PlainJournal:
@@ -230,14 +228,11 @@ async def open_plain_journal(
         ResumeError: it cannot be continued as asked.
         StoreError: the store cannot be reached.
     """
-    kind = type(manager.store)
-    if kind not in _warned:
-        _warned.add(kind)
-        logger.warning(
-            "%s has only save, load and delete: a second worker is not kept from a run, and what "
-            "earlier starts spent, failed attempts and a changed input are not known",
-            kind.__name__,
-        )
+    warn_once(
+        type(manager.store),
+        "%s has only save, load and delete: a second worker is not kept from a run, and what "
+        "earlier starts spent, failed attempts and a changed input are not known",
+    )
     journal = PlainJournal(manager, settings, request.run_id, request.is_given)
     if request.restart:
         await journal.clear()

@@ -1,5 +1,6 @@
 """What holds for every distribution of the workspace, and for the repository around them."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = sorted(path.parent for path in ROOT.glob("stroma-*/pyproject.toml"))
 OWN_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
 LONGEST_MODULE = 500
+FOR_AUTHORS = {"stroma.checkpoint._schema_ref", "stroma.checkpoint._resolve_schema"}
 LOWER_BOUNDS = {">=", ">", "==", "~="}
 NEEDED = (
     ".ci/run",
@@ -121,6 +123,43 @@ def test_every_plugin_accepts_every_core_of_this_major_version() -> None:
         core = [each.specifier for each in map(Requirement, texts) if each.name == "stroma"]
 
         assert core == [SpecifierSet(">=1.0,<2")], folder.name
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Yield what a module imports, as "module" or "module.name"."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_private(imported: str) -> bool:
+    is_core = imported.partition(".")[0] == "stroma"
+    return is_core and re.search(r"\._(?!_)", imported) is not None and imported not in FOR_AUTHORS
+
+
+@each_distribution
+def test_plugins_know_the_public_core_and_no_other_plugin(folder: Path) -> None:
+    if folder.name == "stroma-core":
+        pytest.skip("the core's modules know each other: see the layers in pyproject.toml")
+    (own,) = (path.parent.name for path in folder.glob("src/*/__init__.py"))
+    foreign = {
+        f"{file.name}: {name}"
+        for file in folder.glob("src/**/*.py")
+        for name in _imports(file)
+        if _is_private(name) or (name.startswith("stroma_") and name.split(".")[0] != own)
+    }
+
+    assert foreign == set()
+
+
+def test_a_private_import_is_noticed() -> None:
+    assert _is_private("stroma._aio.finish")
+    assert _is_private("stroma.stores._owner_lock.OwnerLock")
+    assert not _is_private("stroma.__version__")
+    assert not _is_private("stroma.checkpoint._schema_ref")
+    assert not _is_private("stroma_redis._keys.run_key")
 
 
 def test_the_core_depends_on_pydantic_and_pluggy_only() -> None:

@@ -17,6 +17,7 @@ from stroma import (
     StateNotStorable,
     StromaRunner,
     node,
+    parallel,
     report_usage,
     stroma_node,
 )
@@ -168,6 +169,18 @@ async def test_a_recorded_output_that_still_does_not_fit_is_not_bought_again(
     assert result.status is RunStatus.FAILED
     assert called == [1]
     assert "resume_from='summarize'" in result.stop_reason
+
+
+async def test_the_advice_names_the_node_that_resume_from_takes(
+    store: object, calls: Calls
+) -> None:
+    runner = make_runner(store)
+    nodes = [parallel(calls.node("a"), calls.node("b", {"value": "many"}, {"value": 5}))]
+    await runner.run(nodes, Number(), run_id="r")
+    refused = await runner.run(nodes, Number(), run_id="r")
+    assert "resume_from='parallel(a, b)'" in refused.stop_reason
+    result = await runner.run(nodes, Number(), run_id="r", resume_from="parallel(a, b)")
+    assert result.is_complete
 
 
 async def test_resume_from_is_consent_to_buy_it_again(store: object, calls: Calls) -> None:

@@ -377,7 +377,7 @@ class AttemptLoop:
         except ContractViolation as exc:
             reason = (
                 f"{exc}. The recorded output is paid for and still does not fit: mend the "
-                f"contract, or give consent to buy it again with resume_from={leaf.id!r}"
+                f"contract, or give consent to buy it again with resume_from={leaf.top_id!r}"
             )
             self._account.note_violation(exc, path)
             raise Stopped(RunStatus.FAILED, reason, exc) from exc

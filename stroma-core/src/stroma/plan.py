@@ -50,6 +50,7 @@ class Leaf:
         policies: retry policies in the order in which they are looked up.
         timeout_seconds: for one attempt, or None.
         is_bare: calling it is just awaiting it: no thread, no context, no timeout.
+        top_id: id of the pipeline's node that it is, or is in: what `resume_from` takes.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Leaf:
     policies: tuple[PolicyMap, ...] = ()
     timeout_seconds: float | None = None
     is_bare: bool = False
+    top_id: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -214,6 +216,9 @@ class _Compiler:
             step = self.step(node, schema)
             for node_id in self.by_id.keys() - self.top.keys():
                 self.top[node_id] = position
+                inner = self.by_id[node_id]
+                if isinstance(inner, Leaf):
+                    inner.top_id = step.id
             schema = step.gives.schema
             yield step
 

@@ -43,6 +43,8 @@ RUNS = st.builds(
     input_payload=st.binary(max_size=20),
     plan=st.binary(max_size=20),
     spend=USAGES,
+    active_ms=NUMBERS,
+    created_at=NUMBERS,
     updated_at=NUMBERS,
 )
 HEADERS = st.builds(

@@ -1,0 +1,68 @@
+"""The conformance kit: what a store is, as tests that its author subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from stroma.testing._clauses import capability_of, report_of
+from stroma.testing._kit import Kit
+from stroma.testing._level0 import IdClauses, StateClauses
+from stroma.testing._listing import ListingClauses
+from stroma.testing._ownership import OwnershipClauses
+from stroma.testing._records import RecordClauses, RunClauses
+from stroma.testing._retention import RetentionClauses
+from stroma.testing.subject import StoreSubject
+
+
+class StoreConformance(
+    RetentionClauses,
+    ListingClauses,
+    OwnershipClauses,
+    RecordClauses,
+    RunClauses,
+    IdClauses,
+    StateClauses,  # pytest begins with the last base
+):
+    """The rules that every store keeps, one test each.
+
+    Subclass it with one fixture, `subject`. What a store does not offer is skipped with the
+    reason; the end of pytest's output says for each class what is kept. The clauses are plain
+    functions with a loop of their own, whatever the project's asyncio mode; stores may be sync
+    or async, of level 0 or 1.
+
+    A clause that a store cannot keep is overridden in the subclass, so that it is seen.
+    """
+
+    @pytest.fixture
+    def subject(self) -> StoreSubject:
+        """Return what the conformance class is about; each subclass gives its own."""
+        pytest.fail(
+            f"{type(self).__name__} needs a fixture: def subject(self) -> StoreSubject, "
+            "see stroma.testing.StoreSubject",
+            pytrace=False,
+        )
+
+    @pytest.fixture
+    def kit(self, subject: StoreSubject, request: pytest.FixtureRequest) -> Iterator[Kit]:
+        """Yield what a clause works with; the store objects that it made are closed."""
+        kit = Kit(subject)
+        try:
+            _skip_what_is_not_offered(kit, request)
+            yield kit
+        finally:
+            kit.close()
+
+
+def _skip_what_is_not_offered(kit: Kit, request: pytest.FixtureRequest) -> None:
+    capability = capability_of(request.function)
+    if capability is None:
+        return
+    report = report_of(request.config)
+    subject = request.node.nodeid.rpartition("::")[0]
+    report.expect(request.node.nodeid, subject, capability.name)
+    reason = capability.reason_not(kit)
+    if reason is not None:
+        report.not_asked(subject, capability.name, reason)
+        pytest.skip(f"{capability.name}: {reason}")

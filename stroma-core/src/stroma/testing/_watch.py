@@ -1,0 +1,82 @@
+"""What the kits look at from outside: the log, the world, and the plugins that are installed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Final
+
+from stroma.plugins import list_plugins
+
+_OUTSIDE: Final = (
+    "open",
+    "os.system",
+    "shutil.",
+    "socket.",
+    "sqlite3.connect",
+    "subprocess.",
+    "time.sleep",
+    "urllib.",
+)
+"""Beginnings of the audit events of what takes time or touches the world."""
+
+
+class _Watch(threading.local):
+    seen: list[str] | None = None
+
+
+_watch = _Watch()
+
+
+@contextmanager
+def outside_acts() -> Iterator[list[str]]:
+    """Collect what this thread does meanwhile to files, the network and the clock."""
+    _install()
+    seen: list[str] = []
+    _watch.seen = seen
+    try:
+        yield seen
+    finally:
+        _watch.seen = None
+
+
+@cache
+def _install() -> None:
+    """Add the one hook of this process: an audit hook is never removed."""
+    sys.addaudithook(_note)
+
+
+def _note(event: str, args: tuple[object, ...]) -> None:
+    if _watch.seen is not None and event.startswith(_OUTSIDE):
+        _watch.seen.append(event)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = record.exc_info[1] if record.exc_info else None
+        text = record.getMessage()
+        self.lines.append(text if cause is None else f"{text}: {type(cause).__name__}: {cause}")
+
+
+@contextmanager
+def stroma_warnings() -> Iterator[list[str]]:
+    """Collect the warnings of `stroma`: what core passes over, it logs."""
+    handler, logger = _Lines(), logging.getLogger("stroma")
+    logger.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def installed_plugins() -> frozenset[str]:
+    """Return the names of all plugins, to switch them off where only one thing is looked at."""
+    return frozenset(info.name for info in list_plugins())

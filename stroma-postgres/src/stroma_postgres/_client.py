@@ -1,0 +1,244 @@
+"""How a store reaches its server: connections per loop, set-up on first use, one retry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import asyncpg
+
+from stroma.checkpoint import Durability
+from stroma.config import mask_passwords
+from stroma.errors import StoreUnusable
+from stroma.per_loop import PerLoop
+from stroma_postgres._errors import (
+    connect_error,
+    is_loss,
+    is_unanswered,
+    is_value_error,
+    operation_error,
+)
+from stroma_postgres._names import names_of
+from stroma_postgres._options import PostgresOptions
+from stroma_postgres._pool import Borrowed, Connections, Lender, close_politely
+from stroma_postgres._setup import look, migrate
+from stroma_postgres._statements import Statements, statements
+
+if TYPE_CHECKING:
+    from stroma_postgres._pool import Connection, HandedInPool, OwnConnection
+
+T = TypeVar("T")
+
+_DEFAULT_STATEMENT_CACHE: Final = 100
+
+
+class Client:
+    """Runs statements of one store, in whatever event loop it is called.
+
+    Args:
+        options: of the store; its ``dsn`` is not looked at beside a pool.
+        pool: connections to use instead of own ones; it belongs to one event loop.
+    """
+
+    def __init__(self, options: PostgresOptions, pool: HandedInPool | None = None) -> None:
+        self._options = options
+        self._names = names_of(options.schema_name, options.table_prefix)
+        self.sql: Statements = statements(self._names)
+        self.address = "the pool's server" if pool else mask_passwords(options.dsn)
+        self.durability = Durability.FSYNC
+        self._pool_loop: asyncio.AbstractEventLoop | None = getattr(pool, "_loop", None)
+        self._is_set_up = False
+        self._is_closed = False
+        self._statement_cache_size = options.statement_cache_size
+        self._lenders: PerLoop[Connections] = PerLoop(
+            self._make_lender, Connections.aclose, Connections.abandon
+        )
+        self._borrowed = Borrowed(pool, options.acquire_timeout_seconds) if pool else None
+
+    async def setup(self) -> None:
+        """Look at the server, and create or check the tables.
+
+        Raises:
+            StoreUnusable: the server or its schema cannot be used.
+            StoreUnavailable: it could not be reached now.
+        """
+        await self._in_the_pools_loop(lambda: self._setup(again=True))
+
+    async def run(
+        self,
+        what: str,
+        body: Callable[[Connection], Awaitable[T]],
+        *,
+        is_write: bool,
+    ) -> Answer[T]:
+        """Lend a connection to ``body``, which sends one statement that may be sent twice.
+
+        Args:
+            what: is done, to which run, for messages.
+            body: sends the statement.
+            is_write: it changes something.
+
+        Returns:
+            What ``body`` returned, and whether an earlier try may have been done, too.
+
+        Raises:
+            StoreError: it was not done, or nobody knows.
+        """
+
+        async def use() -> Answer[T]:
+            if not self._is_set_up:
+                await self._setup()
+            return await self._use(what, body, is_write=is_write)
+
+        return await self._in_the_pools_loop(use)
+
+    async def _in_the_pools_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run it here; or where a pool that was handed in belongs, which works nowhere else."""
+        if self._is_closed:
+            raise StoreUnusable("the store is closed: make another one")
+        if self._borrowed is None:
+            return await work()
+        here = asyncio.get_running_loop()
+        if self._pool_loop is None:
+            self._pool_loop = here
+        if self._pool_loop is here:
+            return await work()
+        if self._pool_loop.is_closed():
+            raise StoreUnusable(
+                "the pool that was handed in belongs to an event loop that is closed: hand in "
+                "one of this loop, or give the store a dsn"
+            )
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._pool_loop))
+
+    async def _use(
+        self, what: str, body: Callable[[Connection], Awaitable[T]], *, is_write: bool
+    ) -> Answer[T]:
+        lender = self._lender()
+        maybe_done = False
+        for is_last in (False, True):
+            connection = await self._acquire(lender, what, maybe_done=maybe_done)
+            try:
+                result = await body(connection)
+            except BaseException as exc:
+                await _take_back(lender, connection, exc)
+                if not isinstance(exc, Exception):
+                    raise
+                maybe_done = maybe_done or (is_write and is_unanswered(exc))
+                if is_last or not is_loss(exc):
+                    error = operation_error(exc, self.address, what, is_lost_write=maybe_done)
+                    raise error from error.__cause__
+                # The server restarted, or ended an idle connection: the others are gone, too.
+                lender.expire()
+            else:
+                await lender.give_back(connection)
+                return Answer(result, maybe_done)
+        raise AssertionError("the second try returns or raises")
+
+    async def _acquire(self, lender: Lender, what: str, *, maybe_done: bool) -> Connection:
+        try:
+            return await lender.acquire()
+        except Exception as exc:
+            error = connect_error(exc, self.address)
+            if maybe_done:
+                error = operation_error(
+                    error.__cause__ or error, self.address, what, is_lost_write=True
+                )
+            raise error from error.__cause__
+
+    def _lender(self) -> Lender:
+        if self._borrowed is not None:
+            return self._borrowed
+        return self._lenders.get()
+
+    def _make_lender(self) -> Connections:
+        options = self._options
+        return Connections(
+            self._connect,
+            max_size=options.max_connections,
+            acquire_timeout_seconds=options.acquire_timeout_seconds,
+            max_idle_seconds=options.max_idle_seconds,
+        )
+
+    async def _connect(self) -> OwnConnection:
+        return await self._connect_with(self._statement_cache_size or 0)
+
+    async def _connect_with(self, statement_cache_size: int) -> OwnConnection:
+        options = self._options
+        return await asyncpg.connect(
+            options.dsn,
+            timeout=options.acquire_timeout_seconds,
+            command_timeout=options.command_timeout_seconds,
+            statement_cache_size=statement_cache_size,
+            **options.connect_options,
+        )
+
+    async def _setup(self, *, again: bool = False) -> None:
+        async with self._lender().setting_up:
+            if self._is_set_up and not again:
+                return
+            try:
+                await self._look_and_migrate()
+            except Exception as exc:
+                error = operation_error(exc, self.address, "setup", is_lost_write=False)
+                raise error from error.__cause__
+            self._is_set_up = True
+
+    async def _look_and_migrate(self) -> None:
+        if self._borrowed is not None:
+            connection = await self._acquire(self._borrowed, "setup", maybe_done=False)
+            try:
+                await self._prepare(connection)
+            finally:
+                await self._borrowed.give_up(connection)
+            return
+        # Without prepared statements, as a pooler may stand in between; so not one of those
+        # that are kept.
+        try:
+            own = await self._connect_with(0)
+        except Exception as exc:
+            error = connect_error(exc, self.address)
+            raise error from error.__cause__
+        try:
+            await self._prepare(own)
+        finally:
+            await close_politely(own)
+
+    async def _prepare(self, connection: Connection) -> None:
+        found = await look(connection, self.sql, self._names, self._options.command_timeout_seconds)
+        await migrate(
+            connection,
+            self.sql,
+            self._names,
+            has_tables=found.has_tables,
+            may_change=self._options.migrate,
+        )
+        self.durability = found.durability
+        if self._statement_cache_size is None:
+            self._statement_cache_size = 0 if found.has_pooler else _DEFAULT_STATEMENT_CACHE
+
+    async def aclose(self) -> None:
+        """Close the store's own connections, in every loop that has some."""
+        self._is_closed = True
+        await self._lenders.aclose()
+
+
+class Answer(NamedTuple, Generic[T]):
+    """What an operation returned.
+
+    Attributes:
+        value: of the last try.
+        is_repeated: the first try was not answered, and may have been done, too.
+    """
+
+    value: T
+    is_repeated: bool
+
+
+async def _take_back(lender: Lender, connection: Connection, exc: BaseException) -> None:
+    """Return a connection that is as good as before, and give up any other."""
+    is_answered = isinstance(exc, asyncpg.PostgresError) and not is_loss(exc)
+    if is_answered or is_value_error(exc):
+        await lender.give_back(connection)
+    else:
+        await lender.give_up(connection)

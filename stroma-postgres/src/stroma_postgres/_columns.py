@@ -1,0 +1,98 @@
+"""The columns of the two tables, in the one order that SQL and rows share."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        name: of the column.
+        type: in SQL, without constraints.
+    """
+
+    name: str
+    type: str
+
+
+_TEXT: Final = "text"
+# Bytes decide the order of ids, as they do in Python; and no locale has to be looked up.
+_ID: Final = 'text COLLATE "C"'
+_FLOAT: Final = "double precision"
+
+USAGE: Final = (
+    Column("input_tokens", "bigint"),
+    Column("output_tokens", "bigint"),
+    Column("cost_usd", "numeric"),
+    Column("model", _TEXT),
+    Column("price_source", _TEXT),
+)
+NULLABLE: Final = frozenset({"cost_usd"})
+"""NULL is a price that nobody knows."""
+
+RUN: Final = (
+    Column("run_id", _ID),
+    Column("status", _TEXT),
+    Column("stop_reason", _TEXT),
+    Column("pipeline", _TEXT),
+    Column("version", _TEXT),
+    Column("tags", "text[]"),
+    Column("owner", _TEXT),
+    Column("holder", _TEXT),
+    Column("lease_expires_at", _FLOAT),
+    Column("epochs", _TEXT),
+    Column("input_payload", "bytea"),
+    Column("input_fingerprint", _TEXT),
+    Column("plan", "bytea"),
+    *USAGE,
+    Column("active_ms", _FLOAT),
+    Column("trace_parent", _TEXT),
+    Column("created_at", _FLOAT),
+    Column("updated_at", _FLOAT),
+)
+RECORD: Final = (
+    Column("run_id", _ID),
+    Column("epoch", "integer"),
+    Column("path", _ID),
+    Column("kind", _ID),
+    Column("attempt", "integer"),
+    Column("position", "integer"),
+    Column("commit_id", _TEXT),
+    Column("contract_id", _TEXT),
+    Column("schema_ref", _TEXT),
+    Column("fingerprint", _TEXT),
+    Column("digest", _TEXT),
+    *USAGE,
+    Column("active_ms", _FLOAT),
+    Column("trace_parent", _TEXT),
+    Column("created_at", _FLOAT),
+    Column("payload", "bytea"),
+)
+KEY: Final = ("run_id", "path", "kind", "attempt", "epoch")
+"""The primary key of records: what `fetch` and the headers of a run are found by."""
+
+UPDATE: Final = (
+    Column("commit_no", "integer"),
+    Column("status", _TEXT),
+    Column("stop_reason", _TEXT),
+    Column("epochs", _TEXT),
+    Column("version", _TEXT),
+    Column("plan", "bytea"),
+    Column("has_spend", "boolean"),
+    *USAGE,
+    Column("active_ms", _FLOAT),
+    Column("is_release", "boolean"),
+)
+"""What changes a run, beside a commit; NULL leaves a column as it is."""
+
+
+def base_type(column: Column) -> str:
+    """Return the type of a parameter or a result of this column."""
+    return column.type.removesuffix(' COLLATE "C"')
+
+
+def names(columns: tuple[Column, ...], prefix: str = "") -> str:
+    """Return a list of columns for SQL."""
+    return ", ".join(f"{prefix}{column.name}" for column in columns)

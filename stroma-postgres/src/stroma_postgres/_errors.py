@@ -1,0 +1,142 @@
+"""What the driver's exceptions mean for a store."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+
+from stroma.config import mask_passwords
+from stroma.errors import (
+    OutcomeUnknown,
+    RecordTooLarge,
+    StoreError,
+    StoreUnavailable,
+    StoreUnusable,
+)
+
+_Kind = type[StoreError]
+
+# The first two characters of an SQLSTATE are its class:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+# A class that is not here is of a server that is not as the store left it.
+_BY_CLASS: Final[dict[str, _Kind]] = {
+    "08": StoreUnavailable,  # connection
+    "22": StoreError,  # a value
+    "25": StoreUnavailable,  # read-only
+    "40": StoreUnavailable,  # serialization, deadlock
+    "53": StoreUnavailable,  # disk, memory, connections
+    "54": RecordTooLarge,
+    "55": StoreUnavailable,  # lock not available
+    "57": StoreUnavailable,  # cancelled, shut down
+    "58": StoreUnavailable,  # the system below
+}
+_SETUP_HINT: Final = (
+    "call setup() with a role that may create tables, or have the SQL run that "
+    "`python -m stroma_postgres sql` prints"
+)
+_POOLER_HINT: Final = (
+    "a pooler in between keeps no prepared statements: set statement_cache_size=0 on the store, "
+    "or on the pool that was handed in"
+)
+_HINTS: Final = {
+    "25006": "this server, or this role, is read-only: connect to the primary",
+    "26000": _POOLER_HINT,
+    "28000": "look at the role, and at pg_hba.conf",
+    "28P01": "look at the password",
+    "3D000": "create the database, or look at its name",
+    "3F000": _SETUP_HINT,
+    "42501": "grant the role what it needs: `python -m stroma_postgres sql --grant-to ROLE`",
+    "42883": _SETUP_HINT,
+    "42P01": _SETUP_HINT,
+    "42P05": _POOLER_HINT,
+    "53100": "make room on the server's disk",
+    "53300": "lower max_connections of the store, or raise the server's",
+}
+_LOSSES: Final = frozenset({"57P01", "57P02", "57P03", "57P05"})
+"""The server ends the session: shutdown, crash, starting up, idle for too long."""
+
+
+def connect_error(exc: Exception, address: str) -> StoreError:
+    """Return what it means that no connection could be had: nothing was sent."""
+    if isinstance(exc, StoreError):
+        return exc
+    if isinstance(exc, asyncpg.PostgresError):
+        kind = _BY_CLASS.get(_state(exc)[:2], StoreUnusable)
+    elif isinstance(exc, (asyncpg.InterfaceError, ValueError, TypeError)):
+        kind = StoreUnusable  # an option that the driver refuses
+    else:
+        kind = StoreUnavailable
+    return _made(kind, f"no connection to PostgreSQL at {address}", exc)
+
+
+def operation_error(exc: Exception, address: str, what: str, *, is_lost_write: bool) -> StoreError:
+    """Return what it means that an operation failed.
+
+    Args:
+        exc: what the driver raised.
+        address: of the server.
+        what: was done, to which run.
+        is_lost_write: a write may have been done, and the answer is lost.
+    """
+    if isinstance(exc, StoreError):
+        return exc
+    if is_lost_write:
+        return _made(
+            OutcomeUnknown, f"{what}: PostgreSQL at {address} did not answer, and may have done it",
+            exc,
+        )  # fmt: skip
+    return _made(_kind_of(exc), f"{what}: PostgreSQL at {address} could not do it", exc)
+
+
+def _kind_of(exc: Exception) -> _Kind:
+    if is_value_error(exc):
+        return RecordTooLarge if _state(exc).startswith("54") else StoreError
+    if isinstance(exc, asyncpg.PostgresError) and not is_loss(exc):
+        return _BY_CLASS.get(_state(exc)[:2], StoreUnusable)
+    if isinstance(exc, (OSError, asyncio.TimeoutError)) or is_loss(exc):
+        return StoreUnavailable
+    return StoreUnusable
+
+
+def is_loss(exc: BaseException) -> bool:
+    """Say whether the connection is gone, so that another one may do."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return _state(exc).startswith("08") or _state(exc) in _LOSSES
+    if isinstance(exc, asyncpg.InterfaceError):
+        return not isinstance(exc, ValueError)
+    return isinstance(exc, ConnectionError)
+
+
+def is_unsent(exc: BaseException) -> bool:
+    """Say whether the driver refused to send: it knew that the connection is gone."""
+    return isinstance(exc, asyncpg.InterfaceError)
+
+
+def is_unanswered(exc: BaseException) -> bool:
+    """Say whether the server may have done it. An error that it reports has undone it."""
+    return isinstance(exc, (asyncio.TimeoutError, OSError)) or (is_loss(exc) and not is_unsent(exc))
+
+
+def is_value_error(exc: BaseException) -> bool:
+    """Say whether it is about a value, so that other commits of the batch may do without it."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return _state(exc)[:2] in {"22", "54"}
+    # The driver's own DataError, which it does not export.
+    return isinstance(exc, (asyncpg.InterfaceError, OverflowError)) and isinstance(
+        exc, (ValueError, OverflowError)
+    )
+
+
+def _state(exc: BaseException) -> str:
+    return getattr(exc, "sqlstate", None) or ""
+
+
+def _made(kind: _Kind, what: str, exc: Exception) -> StoreError:
+    detail = mask_passwords(f"{type(exc).__name__}: {exc}".removesuffix(": "))
+    hint = _HINTS.get(_state(exc))
+    error = kind(f"{what} ({detail})" + (f"; {hint}" if hint else ""))
+    # A cause is printed with the error; one that holds a password is left out.
+    error.__cause__ = exc if mask_passwords(repr(exc)) == repr(exc) else None
+    return error

@@ -61,6 +61,11 @@ class Watch:
         return max(self.claim.lease_ms / 1000 / RENEWALS_PER_LEASE, _SHORTEST_SECONDS)
 
     @property
+    def group(self) -> tuple[int, int]:
+        """What claims that can be renewed together have in common."""
+        return id(self.store), self.claim.lease_ms
+
+    @property
     def is_orphaned(self) -> bool:
         """The owner's loop was closed under it."""
         return self._loop.is_closed()
@@ -178,15 +183,19 @@ class Renewer:
             return True
 
     def _due(self) -> dict[tuple[int, int], list[Watch]]:
-        """Return the claims whose time has come, by what can be renewed in one trip."""
+        """Return the claims whose time has come, by what can be renewed in one trip.
+
+        Those of the same store that are due soon come along, so that they fall into step.
+        """
         now = time.monotonic()
         groups: dict[tuple[int, int], list[Watch]] = {}
         with self._guard:
-            for watch in list(self._watches):
-                if watch.is_orphaned:
-                    del self._watches[watch]
-                elif watch.due <= now:
-                    groups.setdefault((id(watch.store), watch.claim.lease_ms), []).append(watch)
+            for watch in [watch for watch in self._watches if watch.is_orphaned]:
+                del self._watches[watch]
+            due = {watch.group for watch in self._watches if watch.due <= now}
+            for watch in self._watches:
+                if watch.group in due and watch.due <= now + watch.interval_seconds / 2:
+                    groups.setdefault(watch.group, []).append(watch)
                     watch.due = now + watch.interval_seconds / RETRIES_PER_RENEWAL
         return groups
 

@@ -115,7 +115,9 @@ def test_a_class_has_the_fields_and_methods_that_are_documented(cls: type) -> No
     properties = [
         name
         for name, member in inspect.getmembers(cls)
-        if isinstance(member, property) and member.fget.__module__.startswith("stroma")
+        if isinstance(member, property)
+        and not name.startswith("_")
+        and member.fget.__module__.startswith("stroma")
     ]
     signatures = [
         f"{name}{signature_of(method)}" for name, method in methods_of(cls) if name not in internal

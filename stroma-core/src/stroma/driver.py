@@ -57,6 +57,7 @@ class RunDriver:
         self._trace = trace
         self._hooks = around.hooks
         self._account = RunAccount(journal, ledger, trace, around, len(plan.steps) - 1)
+        self._loss = _Loss()
 
     async def drive(self, given: BaseModel | None) -> ExecutionResult:
         """Run what is left, record how it ended, and return it.
@@ -70,6 +71,22 @@ class RunDriver:
             ResumeError: a record that the continuation needs cannot be used.
             RecordCorrupt: a record is not as it was written.
         """
+        if self._journal.is_complete:
+            return await self._go(given)
+        end = self._journal.keep(self._loss.happens)
+        try:
+            return await self._go(given)
+        except asyncio.CancelledError:
+            if self._loss.is_why_cancelled():
+                raise self._with_what_is_lost(_stale(self._journal.run_id)) from None
+            raise
+        except StaleOwner as exc:
+            self._with_what_is_lost(exc)
+            raise
+        finally:
+            end()
+
+    async def _go(self, given: BaseModel | None) -> ExecutionResult:
         if self._journal.is_continued:
             self._carry()
         try:
@@ -149,7 +166,7 @@ class RunDriver:
 
     async def _leave(self, status: RunStatus | None, reason: str) -> None:
         """Give the run up on the way out of an exception, which nothing here may hide."""
-        if self._journal.is_complete:
+        if self._journal.is_complete or self._loss.has_happened:
             return
         stopping = self._journal.stop(Stop(status, reason, self._ledger.spent))
         try:
@@ -158,6 +175,11 @@ class RunDriver:
             return  # another worker's by now, or ended by its last save: nothing is left to say
         except (StoreError, TimeoutError) as exc:
             self._could_not_say(exc)
+
+    def _with_what_is_lost(self, exc: StaleOwner) -> StaleOwner:
+        exc.unsaved = dict(self._account.unsaved)
+        exc.in_doubt = tuple(self._account.in_doubt)
+        return exc
 
     def _could_not_say(self, exc: Exception) -> None:
         logger.warning(
@@ -191,6 +213,37 @@ class RunDriver:
             account.unsaved,
             self._journal.epoch,
         )
+
+
+def _stale(run_id: str) -> StaleOwner:
+    return StaleOwner(
+        f"run {run_id!r}: another worker has taken it over, since this one's lease had ended. "
+        "Nothing of this one becomes visible any more; start the run again to see its result"
+    )
+
+
+class _Loss:
+    """Cancels the task of a run that another worker has taken over.
+
+    Attributes:
+        has_happened: it was cancelled for this.
+    """
+
+    def __init__(self) -> None:
+        self.has_happened = False
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()
+
+    def happens(self) -> None:
+        """Cancel the task. Called in its loop."""
+        self.has_happened = True
+        self._task.cancel()
+
+    def is_why_cancelled(self) -> bool:
+        """Say whether nobody else wants the task to end; then it goes on after this."""
+        return self.has_happened and self._task.uncancel() <= self._cancelled_before
 
 
 def _status_after(exc: Exception) -> RunStatus | None:

@@ -6,7 +6,8 @@ exceptions are chained as ``__cause__`` and never leak by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 
@@ -138,7 +139,16 @@ class StoreUnusable(StoreError):
 
 
 class StaleOwner(StoreError):
-    """Another worker owns the run now: nothing of this one becomes visible any more."""
+    """Another worker owns the run now: nothing of this one becomes visible any more.
+
+    Attributes:
+        unsaved: outputs of this worker that were paid for and are not recorded, by path. The
+            other worker buys them, too.
+        in_doubt: its calls that were cut, as in `ExecutionResult.in_doubt`.
+    """
+
+    unsaved: Mapping[str, object] = MappingProxyType({})
+    in_doubt: Sequence[object] = ()
 
 
 class RunLocked(StoreError):

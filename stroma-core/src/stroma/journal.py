@@ -76,6 +76,14 @@ class Journal(Protocol):
     is_continued: bool
     is_complete: bool
 
+    def keep(self, lost: Callable[[], None]) -> Callable[[], None]:
+        """Keep the run this worker's until what is returned is called.
+
+        Args:
+            lost: called in the running loop when another worker owns the run.
+        """
+        ...
+
     async def initial_state(self, given: BaseModel | None) -> BaseModel:
         """Return the state that the first node to run gets.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -141,6 +141,10 @@ class PlainJournal:
         name = type(self._manager.store).__name__
         return StoreUnavailable(f"{name} failed in {operation}: {exc}")
 
+    def keep(self, lost: Callable[[], None]) -> Callable[[], None]:
+        """See `Journal.keep`: nobody owns a run in such a store."""
+        return _nothing
+
     async def initial_state(self, given: BaseModel | None) -> BaseModel:
         """See `Journal.initial_state`."""
         state = given if self._state is None else self._state
@@ -217,6 +221,10 @@ class PlainJournal:
     async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`: this store does not know how runs stand."""
         return ()
+
+
+def _nothing() -> None:
+    """There is no claim to give up."""
 
 
 async def open_plain_journal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from pydantic import BaseModel
@@ -45,6 +45,7 @@ from stroma.records import (
     check_digest,
     digest_of,
 )
+from stroma.renewal import RENEWER, Watch
 from stroma.schemas import tolerant_json
 
 FAILURE_REF = "stroma:failure"
@@ -75,6 +76,7 @@ class RecordJournal:
         self._store = manager.store
         self._commit_many = manager.commit_many
         self._batcher: CommitBatcher | None = manager.batcher()
+        self._watch: Watch | None = None
         self._settings = settings
         self._clock = settings.clock
         self._plan = plan
@@ -90,6 +92,11 @@ class RecordJournal:
         self._written = 0
         self._started = self._since = settings.clock.monotonic()
         self._extend_at = self._started + claim.lease_ms / 3000
+
+    def keep(self, lost: Callable[[], None]) -> Callable[[], None]:
+        """See `Journal.keep`."""
+        self._watch = RENEWER.watch(self._store, self._claim, lost)
+        return self._watch.end
 
     async def initial_state(self, given: BaseModel | None) -> BaseModel:
         """See `Journal.initial_state`."""
@@ -246,6 +253,8 @@ class RecordJournal:
         return [record.header.path for record in records if record.header.kind == "result"]
 
     def _update(self, stop: Stop) -> RunUpdate:
+        if self._watch is not None:
+            self._watch.is_ending = True
         this_start_ms = (self._settings.clock.monotonic() - self._started) * 1000
         return RunUpdate(
             stop.status,

@@ -25,7 +25,7 @@ from stroma.plugins import did_you_mean
 from stroma.schemas import describe
 from stroma.trace import TraceOptions
 
-DEFAULT_LEASE_SECONDS = 900.0
+DEFAULT_LEASE_SECONDS = 60.0
 
 
 def default_save_policy() -> FailurePolicy:

@@ -1,0 +1,233 @@
+"""A run stays its worker's while it works, and a worker that lost it stops.
+
+Renewal is about real time: leases here are short, and the tests wait for what happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stroma import InMemoryStore, RunLocked, RunStatus, StaleOwner, StoreUnavailable, node, parallel
+from stroma.renewal import RENEWER
+from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored_run
+from tests.core.stores.support import in_child
+
+LEASE_SECONDS = 0.15
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
+def worker(store: object) -> Any:
+    return make_runner(store, lease_seconds=LEASE_SECONDS)
+
+
+def taken_over(store: FaultyStore) -> None:
+    """Have another worker take every run over, as it could after the lease."""
+    with store.inner._lock:
+        for entry in store.inner._entries.values():
+            entry.put(entry.run._replace(owner="other", holder="worker other"))
+
+
+async def test_a_node_may_take_longer_than_the_lease(store: Any) -> None:
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        ends = time.monotonic() + 3 * LEASE_SECONDS
+        while time.monotonic() < ends:
+            with pytest.raises(RunLocked):
+                await worker(store).run([slow], run_id="r", resume=True)
+            await asyncio.sleep(LEASE_SECONDS / 10)
+        return state
+
+    assert (await worker(store).run([slow], Number(), run_id="r")).is_complete
+
+
+async def test_a_blocked_loop_does_not_lose_its_run(store: Any) -> None:
+    refused: list[str] = []
+
+    def somebody_else() -> None:
+        for _ in range(20):
+            time.sleep(LEASE_SECONDS / 5)
+            try:
+                asyncio.run(worker(store).run([blocking], run_id="r", resume=True))
+            except RunLocked as exc:
+                refused.append(exc.holder)
+
+    @node(id="blocking", input=Number, output=Number)
+    async def blocking(state: Number) -> Number:
+        other = threading.Thread(target=somebody_else)
+        other.start()
+        other.join()  # and the loop stands still
+        return state
+
+    assert (await worker(store).run([blocking], Number(), run_id="r")).is_complete
+    assert len(refused) == 20
+
+
+async def test_a_worker_that_lost_its_run_stops_its_nodes(calls: Calls) -> None:
+    store, seen = FaultyStore(), []
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        taken_over(store)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append("cut")
+            raise
+        return state
+
+    began = time.monotonic()
+    with pytest.raises(StaleOwner, match="'r': another worker has taken it over") as lost:
+        await worker(store).run([calls.node("a"), slow], Number(), run_id="r")
+    assert time.monotonic() - began < 30
+    assert seen == ["cut"]
+    assert [(cut.path, cut.reason) for cut in lost.value.in_doubt] == [("slow", "cancelled")]
+    assert (await stored_run(store, "r")).owner == "other"
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_it_stops_them_side_by_side(calls: Calls) -> None:
+    store, cut = FaultyStore(), []
+
+    def slow(node_id: str) -> Any:
+        @node(id=node_id, input=Number, output=Number)
+        async def body(state: Number) -> Number:
+            taken_over(store)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cut.append(node_id)
+            return state
+
+        return body
+
+    with pytest.raises(StaleOwner):
+        await worker(store).run([parallel(slow("a"), slow("b"))], Number(), run_id="r")
+    assert sorted(cut) == ["a", "b"]
+
+
+async def test_what_the_lost_worker_paid_for_is_in_the_error() -> None:
+    store = FaultyStore()
+
+    @node(id="a", input=Number, output=Number)
+    async def a(state: Number) -> Number:
+        taken_over(store)
+        return Number(value=7)
+
+    with pytest.raises(StaleOwner) as lost:
+        await worker(store).run([a], Number(), run_id="r")
+    assert lost.value.unsaved == {"a": Number(value=7)}
+
+
+async def test_the_callers_own_cancellation_wins() -> None:
+    store, inside = FaultyStore(), asyncio.Event()
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        inside.set()
+        await asyncio.sleep(60)
+        return state
+
+    run = asyncio.create_task(worker(store).run([slow], Number(), run_id="r"))
+    await inside.wait()
+    taken_over(store)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+
+async def test_a_renewal_that_fails_is_tried_again_before_the_lease_ends(calls: Calls) -> None:
+    store = FaultyStore()
+    store.fail("renew", StoreUnavailable("down"), StoreUnavailable("down"))
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        await until(lambda: store.calls["renew"] >= 3)
+        with pytest.raises(RunLocked):
+            await worker(store).run([slow], run_id="r", resume=True)
+        return state
+
+    assert (await worker(store).run([slow], Number(), run_id="r")).is_complete
+
+
+async def test_a_run_that_ends_is_not_taken_for_lost() -> None:
+    """The last commit gives the run up; a renewal that comes just then finds no owner."""
+    store = FaultyStore()
+
+    class Slow(FaultyStore):
+        async def commit_many(self, commits: Any) -> Any:
+            answer = await store.commit_many(commits)
+            if commits[0].update is not None:
+                renewals = store.calls["renew"]
+                await until(lambda: store.calls["renew"] > renewals + 1 or not RENEWER._watches)
+            return answer
+
+    slow = Slow()
+    slow._do = store._do  # type: ignore[method-assign]
+
+    @node(id="a", input=Number, output=Number)
+    async def a(state: Number) -> Number:
+        return state
+
+    result = await worker(slow).run([a], Number(), run_id="r")
+    assert result.status is RunStatus.COMPLETED
+
+
+async def test_the_runs_of_a_store_are_renewed_together() -> None:
+    store, sizes = FaultyStore(), []
+    renew = store.renew
+
+    async def counted(claims: Any, lease_ms: int) -> Any:
+        sizes.append(len(claims))
+        return await renew(claims, lease_ms)
+
+    store.renew = counted  # type: ignore[method-assign]
+    begun: list[int] = []
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        begun.append(1)
+        await until(lambda: max(sizes, default=0) == 10)
+        return state
+
+    runner = worker(store)
+    await asyncio.gather(*(runner.run([slow], Number(), run_id=f"r{n}") for n in range(10)))
+    assert len(sizes) < 40
+
+
+async def test_nothing_is_renewed_after_the_end(store: Any, calls: Calls) -> None:
+    await worker(store).run([calls.node("a")], Number(), run_id="r")
+    assert not RENEWER._watches
+    failing = [calls.node("b", TypeError("bug"))]
+    await worker(store).run(failing, Number(), run_id="r2")
+    assert not RENEWER._watches
+
+
+def test_a_forked_process_renews_its_own_runs() -> None:
+    store = InMemoryStore()
+
+    def run() -> str:
+        @node(id="slow", input=Number, output=Number)
+        async def slow(state: Number) -> Number:
+            ends = time.monotonic() + 2 * LEASE_SECONDS
+            while time.monotonic() < ends:
+                with pytest.raises(RunLocked):
+                    await worker(store).run([slow], run_id=f"r{os.getpid()}", resume=True)
+                await asyncio.sleep(LEASE_SECONDS / 10)
+            return state
+
+        return asyncio.run(worker(store).run([slow], Number(), run_id=f"r{os.getpid()}")).status
+
+    assert run() == "COMPLETED"
+    assert in_child(run).read() == "COMPLETED"

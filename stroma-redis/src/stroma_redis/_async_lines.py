@@ -1,0 +1,228 @@
+"""How the async store's requests reach a server or a cluster, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    ConnectionPool,
+    Redis,
+    RedisCluster,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
+from redis.asyncio.retry import Retry
+from redis.exceptions import ResponseError
+
+from stroma.errors import ConfigError
+
+from stroma_redis._commands import Request
+from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
+from stroma_redis._options import RedisOptions
+from stroma_redis._wire import NO_BACKOFF, copied, packed, unanswered
+
+_CAN_READ: Final = "can_read" if hasattr(Connection, "can_read") else "can_read_destructive"
+"""What tells whether there is something to read; redis-py 8 renamed it."""
+
+
+class Line(Protocol):
+    """Carries requests. It belongs to one event loop.
+
+    Attributes:
+        one_by_one: commands without keys must not share a request.
+    """
+
+    one_by_one: bool
+
+    async def ask(self, request: Request) -> list[Reply]:
+        """Return what each command was answered, in order; what failed as a `Failure`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what this line opened. Doing it again does no harm."""
+        ...
+
+
+class PooledLine:
+    """A line to one server, over a pool of redis-py's.
+
+    One connection is kept at hand: taking it out of the pool and putting it back would take as
+    long as the request itself. Those who wait at the pool get it first.
+
+    Args:
+        pool: makes the connections, and bounds their number.
+        timeout_seconds: how long to wait for a server that says nothing.
+        is_own: close the pool with the line.
+    """
+
+    one_by_one = False
+
+    def __init__(self, pool: ConnectionPool, timeout_seconds: float, *, is_own: bool) -> None:
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._is_own = is_own
+        self._at_hand: Any = None
+        self._waiting = 0
+
+    async def ask(self, request: Request) -> list[Reply]:
+        """See `Line.ask`."""
+        commands = request.commands
+        try:
+            connection = await self._take()
+        except DRIVER_ERRORS as exc:
+            return [Failure(exc, was_sent=False)] * len(commands)
+        replies: list[Reply] = []
+        try:
+            async with asyncio.timeout(self._timeout_seconds) as limit:
+                await connection.send_packed_command(packed(commands), check_health=False)
+                for _ in commands:
+                    replies.append(await _reply(connection))
+                    if len(commands) > 1:  # it is silence that is bounded, not the work
+                        limit.reschedule(self._deadline())
+        except DRIVER_ERRORS as exc:
+            await connection.disconnect(nowait=True)
+            replies += [Failure(unanswered(exc, self._timeout_seconds), was_sent=True)] * (
+                len(commands) - len(replies)
+            )
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._give_back(connection)
+        return replies
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._timeout_seconds
+
+    async def _take(self) -> Any:
+        connection, self._at_hand = self._at_hand, None
+        if connection is not None:
+            if connection.is_connected and not await _is_spoilt(connection):
+                return connection
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+        self._waiting += 1
+        try:
+            return await self._pool.get_connection()
+        finally:
+            self._waiting -= 1
+
+    async def _give_back(self, connection: Any) -> None:
+        if connection.is_connected and self._at_hand is None and not self._waiting:
+            self._at_hand = connection
+        else:
+            await asyncio.shield(self._pool.release(connection))
+
+    async def aclose(self) -> None:
+        """See `Line.aclose`."""
+        connection, self._at_hand = self._at_hand, None
+        if connection is not None:
+            await self._pool.release(connection)
+        if self._is_own:
+            await self._pool.disconnect()
+
+
+async def _reply(connection: Any) -> Reply:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as exc:
+        return Failure(exc, was_sent=True)
+
+
+async def _is_spoilt(connection: Any) -> bool:
+    """Say whether the server has closed a connection, or said what nobody asked for."""
+    try:
+        return bool(await getattr(connection, _CAN_READ)())
+    except DRIVER_ERRORS:
+        return True
+
+
+class ClusterLine:
+    """A line to a Redis Cluster, over a client of redis-py's, which finds the nodes.
+
+    Args:
+        client: of the cluster.
+        is_own: close it with the line.
+    """
+
+    one_by_one = True
+
+    def __init__(self, client: RedisCluster, *, is_own: bool) -> None:
+        self._client = client
+        self._is_own = is_own
+
+    async def ask(self, request: Request) -> list[Reply]:
+        """See `Line.ask`."""
+        commands = request.commands
+        try:
+            await self._client.initialize()
+        except DRIVER_ERRORS as exc:
+            return [Failure(exc, was_sent=False)] * len(commands)
+        try:
+            if len(commands) == 1:
+                answer = self._client.execute_command(*commands[0], NEVER_DECODE=True)
+                return [await answer]
+            pipeline = self._client.pipeline()
+            for command in commands:
+                pipeline.execute_command(*command, NEVER_DECODE=True)
+            replies = await pipeline.execute(raise_on_error=False)
+        except DRIVER_ERRORS as exc:
+            return [Failure(exc, was_sent=True)] * len(commands)
+        return [Failure(r, was_sent=True) if isinstance(r, Exception) else r for r in replies]
+
+    async def aclose(self) -> None:
+        """See `Line.aclose`."""
+        if self._is_own:
+            await self._client.aclose()
+
+
+def line_to(options: RedisOptions) -> Line:
+    """Return a line of one's own to the server that options name; nothing is connected yet."""
+    settings = {**options.connection(), "protocol": 2, "retry": Retry(NO_BACKOFF, 0)}
+    if options.cluster:
+        del settings["db"]
+        settings["ssl"] = options.scheme == "rediss"
+        settings["socket_timeout"] = options.timeout_seconds
+        settings["max_connections"] = options.max_connections
+        del settings["protocol"]
+        return ClusterLine(RedisCluster(**settings), is_own=True)
+    kinds: dict[str, type[Any]] = {"redis": Connection, "rediss": SSLConnection}
+    pool = BlockingConnectionPool(
+        connection_class=kinds.get(options.scheme, UnixDomainSocketConnection),
+        max_connections=options.max_connections,
+        timeout=options.timeout_seconds,
+        socket_timeout=None,  # the line measures its own
+        **settings,
+    )
+    return PooledLine(pool, options.timeout_seconds, is_own=True)
+
+
+def line_of(client: Redis | RedisCluster, options: RedisOptions) -> Line:
+    """Return a line over a client that somebody else closes."""
+    if isinstance(client, RedisCluster):
+        return ClusterLine(client, is_own=False)
+    return PooledLine(client.connection_pool, options.timeout_seconds, is_own=False)
+
+
+def line_like(client: Redis | RedisCluster, options: RedisOptions) -> Line:
+    """Return a line of one's own with the settings of a client that serves another loop.
+
+    Raises:
+        ConfigError: it is a client of a cluster.
+    """
+    if isinstance(client, RedisCluster):
+        raise ConfigError(
+            "a ready client of a cluster serves one event loop: give the store a URL and "
+            "cluster=True, so that it opens connections in each"
+        )
+    pool = client.connection_pool
+    another = BlockingConnectionPool(
+        connection_class=pool.connection_class,
+        max_connections=min(pool.max_connections, options.max_connections),
+        timeout=options.timeout_seconds,
+        **copied(pool.connection_kwargs),
+    )
+    return PooledLine(another, options.timeout_seconds, is_own=True)

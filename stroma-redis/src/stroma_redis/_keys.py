@@ -1,0 +1,71 @@
+"""Names of keys and fields: each run in one hash slot, and no two things under one name."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from stroma.records import PLAIN_EPOCH, RecordHeader, RecordKey
+
+SHARDS: Final = 16
+"""How many sorted sets the index of runs is spread over, so that a cluster shares its load."""
+
+_RANK_POSITIONS: Final = 1 << 32
+"""More than there are positions in a pipeline: one step of epoch outranks them all."""
+
+
+class Keys(NamedTuple):
+    """The keys of one store.
+
+    What stands in braces decides the slot of a key in a cluster. Run ids are percent-encoded
+    there, braces and all, so that every id has a key of its own and no id can move it elsewhere.
+
+    Attributes:
+        prefix: what all keys begin with.
+    """
+
+    prefix: str
+
+    def run(self, run_id: str) -> bytes:
+        """Return the key of the hash that holds everything of a run."""
+        return f"{self.prefix}:run:{{{quote(run_id, safe='')}}}".encode()
+
+    def index_of(self, run_id: str) -> bytes:
+        """Return the key of the sorted set that lists a run."""
+        return self.shard(zlib.crc32(run_id.encode()) % SHARDS)
+
+    def shard(self, number: int) -> bytes:
+        """Return the key of one of the sorted sets."""
+        return f"{self.prefix}:index:{{{number}}}".encode()
+
+    def health(self, nonce: str) -> bytes:
+        """Return the key that a health check writes."""
+        return f"{self.prefix}:health:{{{nonce}}}".encode()
+
+
+
+
+def field_of(header: RecordHeader) -> bytes:
+    """Return the name of a record: the path comes last, as it may hold any character."""
+    return f"{header[1]}:{header[3]}:{header[4]}:{header[2]}".encode()
+
+
+def rest_of(key: RecordKey) -> bytes:
+    """Return the name of a record without its epoch."""
+    return f"{key.kind}:{key.attempt}:{key.path}".encode()
+
+
+def epoch_of(key: RecordKey) -> bytes:
+    """Return the epoch of a record; nothing for the plain record, or else the newest."""
+    return b"" if key.epoch is None else str(key.epoch).encode()
+
+
+def rank_of(header: RecordHeader) -> bytes:
+    """Return a number that is highest for the last result, -1 if the record is no candidate.
+
+    The same order as `stroma.records.last_result`.
+    """
+    if header.position < 0 or header.kind != "result" or header.epoch == PLAIN_EPOCH:
+        return b"-1"
+    return b"%d" % (header.epoch * _RANK_POSITIONS + header.position)

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stroma.testing.clock import FakeClock
+    from stroma.testing.proxy import TcpProxy
     from stroma.testing.stores import StoreConformance
     from stroma.testing.subject import StoreSubject
 
-__all__ = ["FakeClock", "StoreConformance", "StoreSubject"]
+__all__ = ["FakeClock", "StoreConformance", "StoreSubject", "TcpProxy"]
 
 # Who needs a clock only does not wait for pytest and hypothesis.
 _MODULES = {
     "FakeClock": "clock",
     "StoreConformance": "stores",
     "StoreSubject": "subject",
+    "TcpProxy": "proxy",
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from stroma.testing._clauses import capability_of, report_of
+from stroma.testing._forks import ProcessClauses, SkewClauses
+from stroma.testing._kills import KillClauses
 from stroma.testing._kit import Kit
 from stroma.testing._level0 import IdClauses, StateClauses
 from stroma.testing._listing import ListingClauses
@@ -17,6 +19,9 @@ from stroma.testing.subject import StoreSubject
 
 
 class StoreConformance(
+    SkewClauses,
+    KillClauses,
+    ProcessClauses,
     RetentionClauses,
     ListingClauses,
     OwnershipClauses,

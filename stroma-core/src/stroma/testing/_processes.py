@@ -1,0 +1,163 @@
+"""Forked processes: what a store does when another process writes, or is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+IO_NAMES: Final = frozenset(
+    [
+        *("send", "sendall", "sendmsg", "sendto", "sendfile", "connect", "connect_ex"),
+        *("recv", "recv_into", "recvmsg", "read", "readinto", "write", "writev", "do_handshake"),
+        *("execute", "executemany", "executescript", "commit", "rollback"),
+        *("fsync", "fdatasync", "flush", "open", "replace", "rename", "renames", "link", "symlink"),
+        *("unlink", "remove", "rmdir", "mkdir", "truncate", "ftruncate", "flock", "lockf", "close"),
+    ]
+)
+"""Names of the built-in functions between whose calls a process is killed."""
+
+_CHILD_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.002
+
+
+class KillPoints:
+    """Counts I/O calls in all threads of this process, and kills it before or after one.
+
+    Each call of a built-in function whose name is in `IO_NAMES` is two points: before it and
+    after it. Drivers that are compiled are seen where they call Python's sockets or files.
+
+    Args:
+        kill_at: at which point to send SIGKILL to this process; None counts only.
+    """
+
+    def __init__(self, kill_at: int | None) -> None:
+        self._kill_at = kill_at
+        self._lock = threading.Lock()
+        self.count = 0
+        self.is_armed = False
+
+    def watch(self) -> None:
+        """Watch this thread, and those that start from now on, once armed."""
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if not self.is_armed or not event.startswith("c_"):
+            return
+        if getattr(arg, "__name__", "") in IO_NAMES:
+            self._pass()
+
+    def _pass(self) -> None:
+        with self._lock:
+            number, self.count = self.count, self.count + 1
+        if number == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Child:
+    """A forked process, and what it said."""
+
+    def __init__(self, pid: int, reading: int) -> None:
+        self.pid = pid
+        self._reading = reading
+        self._status: int | None = None
+
+    def wait(self) -> Any:
+        """Wait for its end and return what it said, or None if it was killed.
+
+        Raises:
+            AssertionError: it failed, or did not end in time.
+        """
+        text = self._read_until_end()
+        if not text:
+            return None
+        said = json.loads(text)
+        assert "error" not in said, f"in a forked process: {said['error']}"
+        return said["value"]
+
+    def wait_for_line(self) -> Any:
+        """Wait for what it says first, and leave it running."""
+        with os.fdopen(os.dup(self._reading), "rb") as pipe:
+            line = pipe.readline()
+        assert line, "a forked process ended without a word"
+        said = json.loads(line)
+        assert "error" not in said, f"in a forked process: {said['error']}"
+        return said["value"]
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap()
+        os.close(self._reading)
+
+    def _read_until_end(self) -> bytes:
+        watchdog = threading.Timer(_CHILD_SECONDS, lambda: os.kill(self.pid, signal.SIGKILL))
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            with os.fdopen(self._reading, "rb") as pipe:
+                text = pipe.read()
+            self._reap()
+        finally:
+            hangs = not watchdog.is_alive()
+            watchdog.cancel()
+        assert not hangs, (
+            f"a forked process did not end within {_CHILD_SECONDS:g} s: the store hangs in a "
+            "process that was forked while it was in use"
+        )
+        return text
+
+    def _reap(self) -> None:
+        _, self._status = os.waitpid(self.pid, 0)
+
+
+def fork(body: Callable[[Callable[[object], None]], object]) -> Child:
+    """Run ``body`` in a forked process, which ends without touching what is the parent's.
+
+    Args:
+        body: gets a function that says something to the parent while it runs; what it returns
+            is said at its end.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        # Python warns of forks beside other threads; that a store lives with them is asked for.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        _be_child(body, reading, writing)
+    os.close(writing)
+    return Child(pid, reading)
+
+
+def _be_child(
+    body: Callable[[Callable[[object], None]], object], reading: int, writing: int
+) -> None:
+    def say(value: object) -> None:
+        os.write(writing, json.dumps({"value": value}).encode() + b"\n")
+
+    try:
+        os.close(reading)
+        warnings.simplefilter("ignore")
+        say(body(say))
+    except BaseException:
+        os.write(writing, json.dumps({"error": traceback.format_exc(limit=-8)}).encode())
+    finally:
+        os._exit(0)
+
+
+def until_killed() -> None:
+    """Stay until the parent sends SIGKILL."""
+    while True:
+        time.sleep(_POLL_SECONDS * 100)

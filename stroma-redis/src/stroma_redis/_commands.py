@@ -281,12 +281,10 @@ class Operations:
             commands = [
                 (b"HMGET", self.keys.run(run_id), *_COLUMN_NAMES) for run_id in listing.unread
             ]
-            if commands:
-                rows = yield from _ask(commands, is_write=False)
-                listing.read_runs([self._value(row, "listing", is_write=False) for row in rows])
-        if listing.wrong:
-            # Whether it succeeds or not, nothing depends on it: an entry only says where to look.
-            yield from _ask([self._heal(*entry) for entry in listing.wrong], is_write=True)
+            rows = yield from _ask(commands, is_write=False)
+            listing.read_runs([self._value(row, "listing", is_write=False) for row in rows])
+        # Whether it succeeds or not, nothing depends on it: an entry only says where to look.
+        yield from _ask([self._heal(*entry) for entry in listing.wrong], is_write=True)
         return listing.found()
 
     def purge(self, query: RunQuery) -> Steps[int]:
@@ -298,11 +296,10 @@ class Operations:
             commands = [
                 self._call(scripts.PURGE, self.keys.run(run.run_id)) for run in page.runs
             ]
-            answers = (yield from _ask(commands, is_write=True)) if commands else ()
+            answers = yield from _ask(commands, is_write=True)
             gone = [run for run, a in zip(page.runs, answers, strict=True) if a == 1]
-            if gone:
-                healed = [self._heal(run.run_id, run.updated_at, None) for run in gone]
-                yield from _ask(healed, is_write=True)
+            healed = [self._heal(run.run_id, run.updated_at, None) for run in gone]
+            yield from _ask(healed, is_write=True)
             for run, answer in zip(page.runs, answers, strict=True):
                 self._value(answer, f"run {run.run_id!r}")
             removed += len(gone)
@@ -354,6 +351,8 @@ def _ask(commands: Sequence[Args], *, is_write: bool) -> Steps[Sequence[Reply]]:
 
     A script that the server has forgotten (a restart, SCRIPT FLUSH, another node) is sent whole.
     """
+    if not commands:
+        return []
     replies = yield Request(commands, is_write)
     for reply in replies:
         if type(reply) is Failure:

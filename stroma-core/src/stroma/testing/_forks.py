@@ -44,7 +44,9 @@ class ProcessClauses:
         assert said == repr(Note(text="1")), f"the child loaded {said}"
         for who in ("child", "parent"):
             lost = [
-                i for i in range(20) if kit.store.load("run", f"{who}{i}") != Note(text=f"{who} {i}")
+                i
+                for i in range(20)
+                if kit.store.load("run", f"{who}{i}") != Note(text=f"{who} {i}")
             ]
             assert not lost, f"what the {who} saved after the fork is lost: {lost}"
 
@@ -209,5 +211,3 @@ def set_clock_off(skew_seconds: float) -> None:
     time.time = skewed
     time.time_ns = lambda: now_ns() + int(skew_seconds * 1e9)
     clocks.SystemClock.now = staticmethod(skewed)  # type: ignore[assignment]
-
-

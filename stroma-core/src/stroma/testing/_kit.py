@@ -23,6 +23,7 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
+from stroma.testing.proxy import TcpProxy
 from stroma.testing.subject import StoreSubject, problem_of
 
 T = TypeVar("T")
@@ -157,6 +158,7 @@ class Kit:
         self.subject = subject
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._opened: list[object] = []
+        self._proxies: list[TcpProxy] = []
         self.store = self._adopt(self._made(subject.make))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -191,11 +193,43 @@ class Kit:
             return self.store
         return self._adopt(self._made(self.subject.make))
 
-    def at(self, host: str, port: int) -> Driven:
-        """Return a store object that reaches its server at another address."""
-        make_at = self.subject.make_at
+    def behind_proxy(self) -> tuple[TcpProxy, Driven]:
+        """Return a proxy to the store's server, and a store object that goes through it."""
+        address, make_at = self.subject.address, self.subject.make_at
+        assert address is not None
         assert make_at is not None
-        return self._adopt(self._made(lambda: make_at(host, port)))
+        proxy = TcpProxy(*address).start()
+        self._proxies.append(proxy)
+        store = self._adopt(self._made(lambda: make_at(proxy.host, proxy.port)))
+        store.load("stroma-kit", "connects")
+        assert proxy.accepted, (
+            "a store object of StoreSubject.make_at does not connect to the host and port that "
+            "it is given"
+        )
+        return proxy, store
+
+    def bounded(self, store: Driven, operation: str, *args: object) -> Any:
+        """Do an operation that has to end by itself; return its result or its error."""
+        seconds = self.subject.longest_wait_seconds
+        problem = (
+            f"{operation} did not end within {seconds:g} s (StoreSubject.longest_wait_seconds): "
+            "a run would hang. Give the driver a timeout"
+        )
+        if not self.is_async:
+            return in_threads([_plain_call(store, operation, args)], seconds, problem)[0]
+
+        async def body() -> Any:
+            task = asyncio.ensure_future(store.call(operation, *args))
+            await asyncio.wait({task}, timeout=seconds)
+            if not task.done():
+                task.cancel()
+                raise AssertionError(problem)
+            error = task.exception()
+            if isinstance(error, AssertionError):
+                raise error
+            return task.result() if error is None else error
+
+        return self.run(body())
 
     @property
     def keeps_records(self) -> bool:
@@ -302,19 +336,26 @@ class Kit:
         finally:
             self._opened.clear()
             self._runner.close()
+            for proxy in self._proxies:
+                proxy.close()
 
     def forget(self) -> None:
         """Begin anew in a forked child: the objects and the loop are the parent's."""
         self._abandoned = (self._runner, list(self._opened), self.store)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._opened = []
+        self._proxies = []
 
 
 def _plain_call(store: Driven, operation: str, args: tuple[object, ...]) -> Callable[[], Any]:
     return lambda: getattr(store.inner, operation)(*args)
 
 
-def in_threads(bodies: Sequence[Callable[[], Any]]) -> list[Any]:
+def in_threads(
+    bodies: Sequence[Callable[[], Any]],
+    seconds: float = _THREAD_SECONDS,
+    problem: str = "an operation in a thread did not end within a minute",
+) -> list[Any]:
     """Run each body in a thread, begun together; errors are returned."""
     results: list[Any] = [None] * len(bodies)
     start = threading.Barrier(len(bodies))
@@ -330,6 +371,6 @@ def in_threads(bodies: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_THREAD_SECONDS)
-        assert not thread.is_alive(), "an operation in a thread did not end within a minute"
+        thread.join(seconds)
+        assert not thread.is_alive(), problem
     return results

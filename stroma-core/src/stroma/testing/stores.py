@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from stroma.testing._cancelling import CancellationClauses
 from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
 from stroma.testing._kills import KillClauses
 from stroma.testing._kit import Kit
 from stroma.testing._level0 import IdClauses, StateClauses
 from stroma.testing._listing import ListingClauses
+from stroma.testing._network import NetworkClauses
 from stroma.testing._ownership import OwnershipClauses
 from stroma.testing._records import RecordClauses, RunClauses
 from stroma.testing._retention import RetentionClauses
@@ -20,8 +22,10 @@ from stroma.testing.subject import StoreSubject
 
 class StoreConformance(
     SkewClauses,
+    NetworkClauses,
     KillClauses,
     ProcessClauses,
+    CancellationClauses,
     RetentionClauses,
     ListingClauses,
     OwnershipClauses,

@@ -1,0 +1,147 @@
+"""Which object holds what: ids as parts of object keys, and back to what a listing needs.
+
+Below the prefix there are
+
+- ``runs/<run>``: the head of a run, written once when the run is created;
+- ``logs/<run>/<log>/<slot>``: what happened to it since, an object for each step;
+- ``plain/<run>/<path>/<kind>.<attempt>``: what `save` kept outside runs;
+- ``probe/<random>``: what `setup` and `health` write and remove again;
+- ``stroma-s3.json``: what `setup` found out about the server.
+
+Every id is encoded by itself, so that none of them holds a "/": what does not have exactly these
+parts is somebody else's, and is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from stroma.errors import ConfigError
+from stroma.records import RecordKey
+
+MAX_KEY_BYTES: Final = 1024
+"""The longest key, in bytes of UTF-8: Amazon S3 User Guide, "Naming Amazon S3 objects"."""
+
+MAX_PREFIX_BYTES: Final = 400
+"""Leaves room for the longest key that is put behind it, which has less than 500 bytes."""
+
+SLOT_DIGITS: Final = 10
+MAX_PART_BYTES: Final = 192
+"""An encoded id that is longer is replaced by its SHA-256; the object has the whole id."""
+
+HEADS: Final = "runs/"
+LOGS: Final = "logs/"
+PLAIN: Final = "plain/"
+PROBE: Final = "probe/"
+MARKER: Final = "stroma-s3.json"
+
+_SLOT = re.compile(rf"\d{{{SLOT_DIGITS}}}")
+
+
+class LogKey(NamedTuple):
+    """The parts of the key of an object of a log.
+
+    Attributes:
+        run: the encoded run id.
+        log: the log's own id.
+        slot: the object's place in the log, from 1.
+    """
+
+    run: str
+    log: str
+    slot: int
+
+
+def part_of(id_: str) -> str:
+    """Return an id as one part of a key; no two ids give the same.
+
+    Letters, digits, "-" and "_" stand for themselves and every other byte is percent-encoded,
+    "." and "~" too: no part is "." or "..", and none but a hash begins with "~".
+    """
+    encoded = quote(id_, safe="").replace(".", "%2E").replace("~", "%7E")
+    if encoded and len(encoded) <= MAX_PART_BYTES:
+        return encoded
+    return "~" + hashlib.sha256(id_.encode()).hexdigest()
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a prefix as keys begin with it: "", or ending in "/".
+
+    Raises:
+        ConfigError: no key can begin with it.
+    """
+    prefix = prefix.strip("/")
+    parts = prefix.split("/") if prefix else []
+    if "\0" in prefix or any(part in {"", ".", ".."} for part in parts):
+        raise ConfigError(
+            f"prefix {prefix!r} cannot be used: its parts must not be empty, '.' or '..', and it "
+            "must not hold NUL"
+        )
+    if len(prefix.encode("utf-8", "replace")) > MAX_PREFIX_BYTES:
+        raise ConfigError(
+            f"prefix {prefix[:60]!r}… has more than {MAX_PREFIX_BYTES} bytes; a key of S3 has "
+            f"{MAX_KEY_BYTES} at most: choose a shorter one"
+        )
+    return f"{prefix}/" if prefix else ""
+
+
+class Keys:
+    """The keys of one store.
+
+    Args:
+        prefix: what all of them begin with; see `checked_prefix`.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.heads = prefix + HEADS
+        self.logs = prefix + LOGS
+        self.marker = prefix + MARKER
+
+    def head(self, run_id: str) -> str:
+        """Return the key of the head of a run."""
+        return self.heads + part_of(run_id)
+
+    def log(self, run_id: str, log: str) -> str:
+        """Return what the keys of a run's log begin with."""
+        return f"{self.logs_of(run_id)}{log}/"
+
+    def slot(self, run_id: str, log: str, slot: int) -> str:
+        """Return the key of a place in a run's log; the head is place 0."""
+        return f"{self.log(run_id, log)}{slot:0{SLOT_DIGITS}d}" if slot else self.head(run_id)
+
+    def logs_of(self, run_id: str) -> str:
+        """Return what the keys of all logs of a run begin with."""
+        return f"{self.logs}{part_of(run_id)}/"
+
+    def plain(self, key: RecordKey) -> str:
+        """Return the key of a record that `save` wrote."""
+        return f"{self.plain_of(key.run_id)}{part_of(key.path)}/{key.kind}.{key.attempt}"
+
+    def plain_of(self, run_id: str) -> str:
+        """Return what the keys of a run's plain records begin with."""
+        return f"{self.prefix}{PLAIN}{part_of(run_id)}/"
+
+    def probe(self, name: str) -> str:
+        """Return the key of an object that is written to see whether that works."""
+        return f"{self.prefix}{PROBE}{name}"
+
+    def run_of_head(self, key: str) -> str | None:
+        """Return the encoded run id in the key of a head; None if it is none."""
+        run = key[len(self.heads) :]
+        return run if run and "/" not in run else None
+
+    def parse_log(self, key: str) -> LogKey | None:
+        """Return the parts of the key of an object of a log; None if it is none."""
+        parts = key[len(self.logs) :].split("/")
+        if len(parts) != 3 or not _SLOT.fullmatch(parts[2]):
+            return None
+        return LogKey(parts[0], parts[1], int(parts[2]))
+
+    def is_plain_of(self, run_id: str, key: str) -> bool:
+        """Say whether a key is that of a plain record of a run."""
+        parts = key[len(self.plain_of(run_id)) :].split("/")
+        return len(parts) == 2 and "." in parts[1]

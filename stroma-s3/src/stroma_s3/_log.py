@@ -1,0 +1,412 @@
+"""The logs of runs in a bucket: read, added to, sealed and removed; sync, for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Final
+
+from stroma.errors import RecordCorrupt, StoreError, StoreUnavailable
+from stroma.records import (
+    PLAIN_EPOCH,
+    CheckpointRecord,
+    OpenedRun,
+    OpenRequest,
+    RecordKey,
+    unique_id,
+)
+from stroma.stores.rules import claimed, is_closed_book, is_held, locked, stale
+from stroma_s3._client import Bucket
+from stroma_s3._documents import Entry, Located, decode, decode_plain, encode
+from stroma_s3._keys import Keys
+from stroma_s3._view import Change, Renewal, View, judged
+from stroma_s3._views import Views
+
+_TRIES: Final = 20
+"""How often an operation begins anew because others changed the run under it."""
+
+
+class Vanished(Exception):
+    """A log went away while it was read: its run was deleted."""
+
+
+class RunLogs:
+    """What happened to each run.
+
+    Args:
+        bucket: where.
+        keys: under which keys.
+        readers: reads many objects at a time. Nothing that runs in it waits for others there.
+        views: what this process has read or written.
+    """
+
+    def __init__(self, bucket: Bucket, keys: Keys, readers: Executor, views: Views) -> None:
+        self._bucket = bucket
+        self._keys = keys
+        self._readers = readers
+        self._views = views
+
+    def open_run(self, request: OpenRequest) -> OpenedRun | None:
+        """Claim a run, new or not; see `RecordStore.open_run`.
+
+        A new run takes one request. Otherwise: two to find out, one for every thousand steps of
+        its log and one for each step to read it, one to claim it and one to see that nobody
+        deleted it meanwhile.
+        """
+        self._views.forget(request.run_id)
+        for _ in range(_TRIES):
+            if request.new is not None and (created := self._create(request)) is not None:
+                return created
+            view = self._read(request.run_id, with_input=True)
+            if view is None:
+                if request.new is None:
+                    return None
+                continue
+            with suppress(Vanished):
+                opened = self._claim(view, request)
+                if opened is not None:
+                    return opened
+        raise _too_busy(request.run_id)
+
+    def _create(self, request: OpenRequest) -> OpenedRun | None:
+        assert request.new is not None
+        run = claimed(request.new, request, self._bucket.clock.now(), is_new=True)
+        head = Entry(unique_id(), run.run_id, unique_id(), 0, run.lease_expires_at, 0, run)
+        key = self._keys.head(run.run_id)
+        if not self._bucket.put_new(key, encode(head), _about(run.run_id)):
+            found = self._head(run.run_id)
+            if found is None or found.id != head.id:
+                return None
+        self._views.keep(View(head))
+        return OpenedRun(run, (), None, True, True)
+
+    def _claim(self, view: View, request: OpenRequest) -> OpenedRun | None:
+        """Claim a run that was read; None if it was deleted meanwhile."""
+        while not view.is_deleted:
+            run, now = view.run, self._bucket.clock.now()
+            if is_closed_book(run, request):
+                return self._opened(view)
+            if run.owner != request.token and is_held(run.owner, run.lease_expires_at, now):
+                raise locked(run, now)
+            opened = self._opened(view)  # a payload that is gone is noticed before the claim
+            mine = claimed(run, request, now)
+            if not self._append(view, view.step(mine, mine.lease_expires_at)):
+                continue
+            if not self._is_current(view):
+                return None
+            self._views.keep(view)
+            return opened._replace(run=view.run, is_claimed=True, status_before=run.status)
+        return None
+
+    def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run without changing it; see `RecordStore.inspect`."""
+        for _ in range(_TRIES):
+            view = self._read(run_id, with_input=True)
+            if view is None:
+                return None
+            with suppress(Vanished):
+                return self._opened(view)
+        raise _too_busy(run_id)
+
+    def _opened(self, view: View) -> OpenedRun:
+        last = view.last()
+        record = None if last is None else self._record(view, last)
+        return OpenedRun(view.run, view.headers(), record, False, False)
+
+    def change(self, run_id: str, changes: Sequence[Change]) -> list[StoreError | None]:
+        """Make changes of one run by one request, each whole or not at all.
+
+        Returns:
+            For each change None, or why it was refused. A refusal is checked against the
+            bucket: what this process remembers may be old.
+        """
+        view = self._views.get(run_id)
+        is_fresh = view is None
+        if view is None:
+            view = self._read(run_id)
+        while view is not None:
+            draft, refusals = judged(view, changes, self._bucket.clock.now())
+            if any(refusals) and not is_fresh:
+                view, is_fresh = self._refreshed(view), True
+                continue
+            if not draft.is_wanted:
+                self._views.keep(view)
+                return refusals
+            held_until = view.run.lease_expires_at
+            entry, body = draft.encoded()
+            is_fresh = False
+            try:
+                if not self._append(view, entry, body):
+                    continue
+            except Vanished:
+                view = self._read(run_id)
+                continue
+            if self._must_look(changes, held_until) and not self._is_current(view):
+                self._bucket.delete_one(self._key(entry), _about(run_id))  # nobody would find it
+                view = None
+                continue
+            self._views.keep(view)
+            return refusals
+        self._views.forget(run_id)
+        return [stale(run_id, None)] * len(changes)
+
+    def _must_look(self, changes: Sequence[Change], held_until: float) -> bool:
+        """Say whether the run may have been deleted since this worker last knew.
+
+        A worker whose run is deleted finds that out from the end that is put into its log. That
+        is left out, or removed again, for a run whose lease had ended; and it is missing if
+        whoever deletes the run dies on the way, which is why renewals look, too.
+        """
+        if any(isinstance(change, Renewal) for change in changes):
+            return True
+        return held_until <= self._bucket.clock.now()
+
+    def _append(self, view: View, entry: Entry, body: bytes | None = None) -> bool:
+        """Write the next step and take note of it; if another one is there, of that.
+
+        Raises:
+            Vanished: the log is being removed.
+        """
+        key, about = self._key(entry), _about(entry.run_id)
+        body = encode(entry) if body is None else body
+        if self._bucket.put_new(key, body, about):
+            view.fold(decode(body, entry.run_id, entry.slot, key))
+            return True
+        found = self._entry(entry.run_id, entry.log, entry.slot)
+        if found is None:
+            raise Vanished
+        view.fold(found)
+        return found.id == entry.id
+
+    def _read(self, run_id: str, *, with_input: bool = False) -> View | None:
+        """Return a run with its whole log, or None if it does not exist."""
+        for _ in range(_TRIES):
+            head = self._head(run_id)
+            if head is None:
+                return None
+            with suppress(Vanished):
+                view = View(self.with_input(head) if with_input else head)
+                self._read_on(view)
+                return None if view.is_deleted else view
+        raise _too_busy(run_id)
+
+    def _refreshed(self, view: View) -> View | None:
+        """Return the run as it is now, or None if it does not exist."""
+        run_id = view.run.run_id
+        if not self._is_current(view):
+            return self._read(run_id)
+        try:
+            self._read_on(view)
+        except Vanished:
+            return self._read(run_id)
+        return None if view.is_deleted else view
+
+    def _read_on(self, view: View) -> None:
+        """Read what the log has beyond the view.
+
+        Raises:
+            Vanished: the run was deleted meanwhile.
+            RecordCorrupt: a step is missing.
+        """
+        run_id = view.run.run_id
+        after = self._keys.log(run_id, view.log)
+        if view.next_slot > 1:
+            after = self._keys.slot(run_id, view.log, view.next_slot - 1)
+        slots = self._slots(run_id, view.log, after)
+        expected = list(range(view.next_slot, view.next_slot + len(slots)))
+        entries = list(self._readers.map(lambda n: self._entry(run_id, view.log, n), expected))
+        for slot, entry in zip(expected, entries, strict=True):
+            if entry is None:
+                if not self._is_current(view):
+                    raise Vanished
+                raise RecordCorrupt(
+                    f"run {run_id!r}: {self._bucket.url(self._keys.slot(run_id, view.log, slot))} "
+                    "is missing, and later steps are there: restore it, or delete the run"
+                )
+            view.fold(entry)
+
+    def _slots(self, run_id: str, log: str, after: str = "") -> list[int]:
+        """Return the places of a log that are taken, in order."""
+        prefix = self._keys.log(run_id, log)
+        listed = self._bucket.list(prefix, _about(run_id), after)
+        parsed = (self._keys.parse_log(found.key) for found in listed)
+        return [found.slot for found in parsed if found is not None]
+
+    def _head(self, run_id: str) -> Entry | None:
+        return self._entry(run_id, "", 0)
+
+    def _entry(self, run_id: str, log: str, slot: int) -> Entry | None:
+        return self.entry_at(self._keys.slot(run_id, log, slot), run_id, slot)
+
+    def entry_at(self, key: str, run_id: str | None, slot: int) -> Entry | None:
+        """Return the step that an object holds, or None if there is no such object.
+
+        Args:
+            key: of the object.
+            run_id: the run that it has to be of; None where only its key is known.
+            slot: the place in the log that it has to have; 0 for the head.
+
+        Raises:
+            RecordCorrupt: it holds something else.
+        """
+        data = self._bucket.get_head(key, f"object {key!r}" if run_id is None else _about(run_id))
+        if data is None:
+            return None
+        entry = decode(data, run_id, slot, key)
+        if run_id is None and self._keys.head(entry.run_id) != key:
+            raise RecordCorrupt(f"object {key!r} is the head of run {entry.run_id!r}")
+        start, size = entry.input_at
+        if size and entry.run is not None and len(data) >= start + size:
+            run = entry.run._replace(input_payload=data[start : start + size])
+            entry = entry._replace(run=run)
+        return entry
+
+    def with_input(self, head: Entry) -> Entry:
+        """Return the head of a run with the run's input.
+
+        Raises:
+            Vanished: the run was deleted meanwhile.
+        """
+        start, size = head.input_at
+        if head.run is None or len(head.run.input_payload) == size:
+            return head
+        key = self._keys.head(head.run_id)
+        data = self._bucket.get(key, _about(head.run_id), start, size)
+        if data is None:
+            raise Vanished
+        return head._replace(run=head.run._replace(input_payload=data))
+
+    def _is_current(self, view: View) -> bool:
+        head = self._head(view.run.run_id)
+        return head is not None and head.log == view.log
+
+    def _key(self, entry: Entry) -> str:
+        return self._keys.slot(entry.run_id, entry.log, entry.slot)
+
+    def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> list[CheckpointRecord | None]:
+        """Return the record of each key, or None; see `RecordStore.fetch`."""
+        found: list[CheckpointRecord | None] = list(self._readers.map(self._plain, keys))
+        rest = [key for key, record in zip(keys, found, strict=True) if record is None]
+        if all(key.epoch == PLAIN_EPOCH for key in rest):
+            return found
+        of_run = iter(self._of_run(run_id, rest))
+        return [next(of_run) if record is None else record for record in found]
+
+    def _plain(self, key: RecordKey) -> CheckpointRecord | None:
+        if key.epoch not in {None, PLAIN_EPOCH}:
+            return None
+        name = self._keys.plain(key)
+        data = self._bucket.get(name, _about(key.run_id))
+        if data is None:
+            return None
+        record = decode_plain(data, name)
+        if record.header.key != key._replace(epoch=PLAIN_EPOCH):
+            raise RecordCorrupt(f"object {name!r} holds another record: {record.header.key}")
+        return record
+
+    def _of_run(self, run_id: str, keys: Sequence[RecordKey]) -> list[CheckpointRecord | None]:
+        for _ in range(_TRIES):
+            kept = self._views.get(run_id)
+            view = self._read(run_id) if kept is None else self._refreshed(kept.copy())
+            if view is None:
+                return [None] * len(keys)
+            try:
+                return list(self._readers.map(lambda key: self._found(view, key), keys))
+            except Vanished:
+                self._views.forget(run_id)
+        raise _too_busy(run_id)
+
+    def _found(self, view: View, key: RecordKey) -> CheckpointRecord | None:
+        place = None if key.run_id != view.run.run_id else view.find(key)
+        return None if place is None else self._record(view, place)
+
+    def _record(self, view: View, place: Located) -> CheckpointRecord:
+        if not place.size:
+            return CheckpointRecord(place.header, b"")
+        run_id = view.run.run_id
+        key = self._keys.slot(run_id, view.log, place.slot)
+        payload = self._bucket.get(key, _about(run_id), place.offset, place.size)
+        if payload is None:
+            raise Vanished
+        return CheckpointRecord(place.header, payload)
+
+    def delete(self, run_id: str, *, is_fenced: bool = False) -> None:
+        """Remove a run, its records and its plain ones; see `RecordStore.delete`.
+
+        The head goes first: from then on there is no run, and what a death on the way leaves
+        behind belongs to none, until it is deleted once more or swept by a purge.
+
+        Args:
+            run_id: the run.
+            is_fenced: nobody can be adding to it.
+        """
+        about = _about(run_id)
+        # Listed before the head is read: what is listed belongs to this head or to an older one,
+        # never to a run that somebody creates meanwhile.
+        doomed = set(self._objects_of(run_id))
+        head = self._head(run_id)
+        self._views.forget(run_id)
+        if head is not None:
+            self._bucket.delete_one(self._keys.head(run_id), about)
+            end = None if is_fenced else self._seal(head)
+            doomed |= {
+                self._keys.slot(run_id, head.log, slot) for slot in self._slots(run_id, head.log)
+            }
+            doomed.discard(end or "")
+        self._bucket.delete(sorted(doomed), about)
+
+    def _objects_of(self, run_id: str) -> list[str]:
+        """Return the keys of everything that is kept of a run, except its head."""
+        about, logs, plain = _about(run_id), self._keys.logs_of(run_id), self._keys.plain_of(run_id)
+        of_logs = (found.key for found in self._bucket.list(logs, about))
+        of_plain = (found.key for found in self._bucket.list(plain, about))
+        return [key for key in of_logs if self._keys.parse_log(key) is not None] + [
+            key for key in of_plain if self._keys.is_plain_of(run_id, key)
+        ]
+
+    def _seal(self, head: Entry) -> str | None:
+        """Put an end into the log of a run that somebody owns, so that its worker is told.
+
+        Returns:
+            The end's key: it stays, as the worker's next step would find the place free.
+        """
+        slots = self._slots(head.run_id, head.log)
+        last = head
+        if slots:
+            last = self._entry(head.run_id, head.log, slots[-1]) or head
+        while not last.is_end and last.lease_expires_at > self._bucket.clock.now():
+            slot = last.slot + 1
+            end = Entry(
+                unique_id(), head.run_id, head.log, slot, last.lease_expires_at, is_end=True
+            )
+            if self._bucket.put_new(self._key(end), encode(end), _about(head.run_id)):
+                return self._key(end)
+            taken = self._entry(head.run_id, head.log, slot)
+            if taken is None:
+                break  # another deletion removes it
+            last = taken
+        return None
+
+    def fence(self, view: View, holder: str, lease_seconds: float) -> bool:
+        """Claim a run that nobody owns, without any other change, to delete it.
+
+        Returns:
+            False if somebody did something to it since it was read.
+        """
+        expires_at = self._bucket.clock.now() + lease_seconds
+        run = view.run._replace(owner=unique_id(), holder=holder, lease_expires_at=expires_at)
+        try:
+            return self._append(view, view.step(run, expires_at))
+        except Vanished:
+            return False
+
+
+def _about(run_id: str) -> str:
+    return f"run {run_id!r}"
+
+
+def _too_busy(run_id: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"run {run_id!r}: others create and delete it over and over; try again"
+    )

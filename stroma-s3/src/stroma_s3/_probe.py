@@ -1,0 +1,86 @@
+"""What the server makes of conditional writes: tried once, and written down in the bucket."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Executor
+from typing import Final
+
+from botocore.exceptions import ClientError
+
+from stroma.errors import StoreUnusable
+from stroma.records import unique_id
+from stroma_s3._client import Bucket, Conditional
+from stroma_s3._documents import FORMAT
+from stroma_s3._errors import status_of
+from stroma_s3._keys import Keys
+
+ROUNDS: Final = 5
+WRITERS: Final = 6
+"""Swift's interface showed its race in the first round nearly always, and in five always."""
+
+_ABOUT: Final = "setup"
+
+
+def setup(bucket: Bucket, keys: Keys, readers: Executor) -> Conditional:
+    """Return what the server makes of conditional writes.
+
+    That they are atomic is written down in the bucket, so that the next process asks one
+    question and not some dozens. Any other finding is looked into again.
+
+    Raises:
+        StoreUnusable: a newer version wrote what is there, or the bucket cannot be used.
+    """
+    stored = bucket.get(keys.marker, _ABOUT)
+    if stored is not None and _is_known_atomic(stored, bucket, keys):
+        return Conditional.ATOMIC
+    found = probe(bucket, keys, readers)
+    members = {"format": FORMAT, "endpoint": bucket.endpoint, "conditional_writes": found.value}
+    bucket.put(keys.marker, json.dumps(members).encode(), _ABOUT)
+    return found
+
+
+def _is_known_atomic(stored: bytes, bucket: Bucket, keys: Keys) -> bool:
+    try:
+        members = json.loads(stored)
+        written_as, endpoint = int(members["format"]), members["endpoint"]
+        found = members["conditional_writes"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StoreUnusable(
+            f"{bucket.url(keys.marker)} was not written by stroma-s3: choose another prefix"
+        ) from exc
+    if written_as > FORMAT:
+        raise StoreUnusable(
+            f"{bucket.url(keys.marker)} has format {written_as}, and this version reads {FORMAT}: "
+            "install a newer stroma-s3"
+        )
+    return bool(endpoint == bucket.endpoint and found == Conditional.ATOMIC)
+
+
+def probe(bucket: Bucket, keys: Keys, readers: Executor) -> Conditional:
+    """Return what the server makes of conditional writes, by trying; nothing is left behind."""
+    name = unique_id()
+    tried = [keys.probe(f"{name}.{number}") for number in range(ROUNDS + 1)]
+    try:
+        if not _refuses_a_second(bucket, tried[0]):
+            return Conditional.ABSENT
+        is_atomic = all(_has_one_winner(bucket, key, readers) for key in tried[1:])
+        return Conditional.ATOMIC if is_atomic else Conditional.RACY
+    finally:
+        bucket.delete(tried, _ABOUT)
+
+
+def _refuses_a_second(bucket: Bucket, key: str) -> bool:
+    try:
+        return bucket.put_new(key, b"first", _ABOUT) and not bucket.put_new(key, b"2", _ABOUT)
+    except StoreUnusable as exc:
+        if isinstance(exc.__cause__, ClientError) and status_of(exc.__cause__) in {400, 501}:
+            return False  # the server says that it does not know the header
+        raise
+
+
+def _has_one_winner(bucket: Bucket, key: str, readers: Executor) -> bool:
+    bodies = [b"writer %d" % number for number in range(WRITERS)]
+    won = list(readers.map(lambda body: bucket.put_new(key, body, _ABOUT), bodies))
+    winners = [body for body, is_winner in zip(bodies, won, strict=True) if is_winner]
+    return winners == [bucket.get(key, _ABOUT)]

@@ -1,0 +1,107 @@
+"""Servers that speak S3: moto, OpenStack Swift's s3api, and MinIO where Docker answers.
+
+moto has the conditional writes of S3, and checks no signatures, checksums or limits. Swift
+checks those, and its conditional writes are not atomic.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.servers.process import ServerProcess, find_program, free_port, has_docker, missing
+
+REGION = "us-east-1"
+
+
+class S3Server(NamedTuple):
+    """A server and how to reach it.
+
+    Attributes:
+        port: on the loopback interface.
+        access_key_id: of a user who may do everything.
+        secret_access_key: that user's.
+        process: to restart it; None if it was not started here.
+    """
+
+    port: int
+    access_key_id: str
+    secret_access_key: str
+    process: ServerProcess | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def options(self, **others: Any) -> dict[str, Any]:
+        """Return the options of a store on this server, but for the bucket."""
+        return {
+            "endpoint_url": self.url,
+            "region": REGION,
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+            "addressing_style": "path",
+            **others,
+        }
+
+    def client(self, **others: Any) -> Any:
+        """Return a client of boto3."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+            config=Config(s3={"addressing_style": "path"}, **others),
+        )
+
+
+def responds(port: int) -> bool:
+    """Say whether a server answers requests, whatever it says."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@functools.cache
+def moto() -> S3Server:
+    """Return moto's server, started at the first call."""
+    if importlib.util.find_spec("moto") is None:
+        missing("moto's server", 'pip install "moto[server]"')
+    server = ServerProcess(
+        lambda folder, port: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", f"{port}"],
+        is_ready=responds,
+    )
+    server.start()
+    return S3Server(server.port, "testing", "testing", server)
+
+
+@functools.cache
+def minio() -> S3Server:
+    """Return MinIO in a container. The only server that CI may lack: not all of it has Docker."""
+    if not has_docker():
+        pytest.skip("Docker does not answer, and MinIO comes as an image")
+    from testcontainers.community.minio import MinioContainer
+
+    container = MinioContainer()
+    container.start()
+    port = int(container.get_exposed_port(9000))
+    return S3Server(port, container.access_key, container.secret_key)

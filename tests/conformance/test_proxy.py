@@ -149,9 +149,12 @@ def test_connections_are_refused_until_it_heals(proxy: TcpProxy) -> None:
 def test_a_server_that_is_down_breaks_the_connection() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with TcpProxy("127.0.0.1", unused.getsockname()[1]) as proxy, connect(proxy) as client:
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
+        with (
+            TcpProxy("127.0.0.1", unused.getsockname()[1]) as proxy,
+            connect(proxy) as client,
+            pytest.raises(ConnectionResetError),
+        ):
+            client.recv(1)
 
 
 def test_it_says_where_it_stands_and_is_closed_twice() -> None:

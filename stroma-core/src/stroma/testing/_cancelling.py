@@ -42,7 +42,7 @@ class Counted(Generic[T]):
         error: BaseException | None = None
         while True:
             try:
-                waited = steps.send(None) if error is None else steps.throw(error)  # type: ignore[attr-defined]
+                waited = steps.send(None) if error is None else steps.throw(error)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             error = None

@@ -210,4 +210,4 @@ def set_clock_off(skew_seconds: float) -> None:
 
     time.time = skewed
     time.time_ns = lambda: now_ns() + int(skew_seconds * 1e9)
-    clocks.SystemClock.now = staticmethod(skewed)  # type: ignore[assignment]
+    clocks.SystemClock.now = staticmethod(skewed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from stroma.cost import NO_USAGE
-from stroma.records import RunQuery, RunStatus, RunUpdate
+from stroma.records import CheckpointRecord, RunQuery, RunStatus, RunUpdate
 from stroma.testing._clauses import clauses, if_outlives
 from stroma.testing._kit import Driven, Kit
 from stroma.testing._processes import KillPoints, fork
@@ -61,7 +62,7 @@ def _in_process(kit: Kit, run_id: str, operation: Operation, kill_at: int | None
     return fork(body).wait()
 
 
-def pair_of(run_id: str) -> tuple[object, ...]:
+def pair_of(run_id: str) -> tuple[CheckpointRecord, ...]:
     """Return the same two records each time, with the same commit ids."""
     return tuple(
         record(run_id, path, position=i, commit_id=f"{run_id}-{path}", usage=NO_USAGE)
@@ -118,7 +119,12 @@ class KillClauses:
         """After a kill, the run is new, or claimed with all its columns; its lease ends."""
         _only_level_1(kit)
         seconds = kit.lease_seconds
-        columns = {"pipeline": "p", "tags": ("t",), "plan": b"[1]", "input_payload": b"2"}
+        columns: dict[str, Any] = {
+            "pipeline": "p",
+            "tags": ("t",),
+            "plan": b"[1]",
+            "input_payload": b"2",
+        }
 
         def claim(store: Driven, run_id: str) -> None:
             store.open_run(request(run_id, "dead", lease_seconds=seconds, **columns))
@@ -148,7 +154,7 @@ class KillClauses:
             kit.store.open_run(request(run_id))
 
         def write(store: Driven, run_id: str) -> None:
-            outcome = store.commit(commit(*pair_of(run_id), update=update))  # type: ignore[arg-type]
+            outcome = store.commit(commit(*pair_of(run_id), update=update))
             assert outcome is None, f"a good commit was refused: {outcome!r}"
 
         for run_id in killed_at_each_point(kit, self.kill_points, prepare, write):
@@ -157,7 +163,7 @@ class KillClauses:
             assert state in ((0, RunStatus.RUNNING, ""), (2, RunStatus.PARTIAL, "why")), (
                 f"{run_id}, a commit of two records and an update left {state}: it is not atomic"
             )
-            again = kit.store.commit(commit(*pair_of(run_id), update=update))  # type: ignore[arg-type]
+            again = kit.store.commit(commit(*pair_of(run_id), update=update))
             assert again is None, f"{run_id}, a commit that was repeated was refused: {again!r}"
             found = kit.store.inspect(run_id)
             assert [header.path for header in found.headers] == ["a", "b"], f"{run_id}: {found}"
@@ -194,7 +200,7 @@ class KillClauses:
             def prepare(run_id: str, name: str = name) -> None:
                 run_id = f"{name} {run_id}"
                 kit.store.open_run(request(run_id, pipeline=run_id))
-                assert kit.store.commit(commit(*pair_of(run_id))) is None  # type: ignore[arg-type]
+                assert kit.store.commit(commit(*pair_of(run_id))) is None
                 kit.store.save(run_id, "plain", Note())
                 kit.store.release(run_id, "alice")
 

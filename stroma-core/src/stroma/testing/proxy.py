@@ -45,6 +45,7 @@ class TcpProxy:
         self.round_trips = 0
         self.accepted = 0
         self.dropped = 0
+        self._ends, self._flows = asyncio.Event(), asyncio.Event()
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -80,19 +81,19 @@ class TcpProxy:
 
     def pause(self) -> None:
         """Forward nothing in either direction, and close nothing: a half-open connection."""
-        self._do(lambda: self._flows.clear())
+        self._do(self._flows.clear)
 
     def resume(self) -> None:
         """Forward what was held back since `pause`."""
-        self._do(lambda: self._flows.set())
+        self._do(self._flows.set)
 
     def reset(self) -> None:
         """Break every connection with a TCP reset."""
-        self._do(lambda: [link.reset() for link in list(self._links)])
+        self._do(self._reset_all)
 
     def half_close(self) -> None:
         """Say to every client that nothing more will come; what it sends is still taken."""
-        self._do(lambda: [link.half_close() for link in self._links])
+        self._do(self._half_close_all)
 
     def refuse(self) -> None:
         """Take no new connections: clients are refused, as by a server that is down."""
@@ -137,15 +138,13 @@ class TcpProxy:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ends, self._flows = asyncio.Event(), asyncio.Event()
         self._flows.set()
         await self._listen()
         started.set()
         await self._ends.wait()
         await self._stop_listening()
         links = list(self._links)
-        for link in links:
-            link.reset()
+        self._reset_all()
         await asyncio.gather(*(link.ended.wait() for link in links))
 
     async def _listen(self) -> None:
@@ -166,6 +165,14 @@ class TcpProxy:
         if self._server is None:
             await self._listen()
 
+    def _reset_all(self) -> None:
+        for link in list(self._links):
+            link.reset()
+
+    def _half_close_all(self) -> None:
+        for link in self._links:
+            link.half_close()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         link = _Link(reader, writer)
@@ -183,7 +190,7 @@ class TcpProxy:
         except OSError:
             link.reset()
             return
-        pumps = [
+        pumps: list[asyncio.Future[None]] = [
             asyncio.ensure_future(self._pass_requests(link)),
             asyncio.ensure_future(self._pass_replies(link)),
         ]

@@ -38,11 +38,12 @@ def copy_repository(folder: Path) -> None:
 def environment() -> dict[str, str]:
     """Return one in which `python` and `stroma` are those that run the tests.
 
-    What pip warns of is the machine's affair, and not what the pages show.
+    What pip and plugins of pytest warn of is the machine's affair, and not what the pages show.
     """
     scripts = str(Path(sys.executable).parent)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "STROMA_"))}
-    return {**kept, "PATH": scripts + os.pathsep + kept["PATH"], "PIP_QUIET": "2"}
+    quiet = {"PIP_QUIET": "2", "PYTHONWARNINGS": "ignore:The configuration option"}
+    return {**kept, "PATH": scripts + os.pathsep + kept["PATH"], **quiet}
 
 
 @pytest.mark.timeout(300)

@@ -24,108 +24,22 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-from pydantic import BaseModel
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import stroma
-from stroma.nodes import NodeLike
-
-NODES = 10
-
-
-class State(BaseModel):
-    """About 200 bytes of JSON."""
-
-    title: str
-    body: str
-    author: str
-    words: int
-    score: float
-
-
-def new_state() -> dict[str, object]:
-    return {
-        "title": "A page about checkpoints",
-        "body": "Each result is recorded before anything that may fail touches it. " + "x" * 30,
-        "author": "somebody",
-        "words": 12,
-        "score": 0.5,
-    }
-
-
-START = State.model_validate(new_state())
-
-
-async def bare(state: State) -> dict[str, object]:
-    return new_state()
-
-
-def numbered(count: int, payload_bytes: int = 0) -> list[NodeLike]:
-    def make(number: int) -> NodeLike:
-        @stroma.node(id=f"node-{number}", input=State, output=State)
-        async def work(state: State) -> dict[str, object]:
-            made = new_state()
-            if payload_bytes:
-                made["body"] = "x" * payload_bytes
-            return made
-
-        return work
-
-    return [make(number) for number in range(count)]
-
-
-class Row(NamedTuple):
-    """One measured row.
-
-    Attributes:
-        work: what was done.
-        floor: what it takes at the least.
-        ours: what it takes with Stroma.
-        ratio: how they compare, or the measured value.
-        target: what is to be reached.
-    """
-
-    work: str
-    floor: str
-    ours: str
-    ratio: float
-    target: float
-    unit: str = "x"
-
-    @property
-    def is_reached(self) -> bool:
-        return self.ratio <= self.target
-
-    def line(self) -> str:
-        verdict = "reached" if self.is_reached else "MISSED"
-        return (
-            f"| {self.work} | {self.floor} | {self.ours} | {self.ratio:.2f} {self.unit} "
-            f"| ≤ {self.target:g} {self.unit} | {verdict} |"
-        )
-
-
-Timed = Callable[[], Awaitable[None]]
-
-
-async def quickest(
-    rounds: int,
-    *jobs: Timed,
-    clock: Callable[[], float] = time.process_time,
-    of: Callable[[list[float]], float] = min,
-) -> list[float]:
-    """Return the seconds that each job took, run by turns: the least, or another measure."""
-    taken: list[list[float]] = [[] for _ in jobs]
-    for _ in range(rounds):
-        for job, seconds in zip(jobs, taken, strict=True):
-            gc.collect()
-            began = clock()
-            await job()
-            seconds.append(clock() - began)
-    return [of(seconds) for seconds in taken]
+from benchmarks.measuring import (
+    NODES,
+    START,
+    Row,
+    State,
+    bare,
+    compared,
+    numbered,
+    quickest,
+)
 
 
 def children_time() -> float:
@@ -195,14 +109,7 @@ async def sqlite(rounds: int) -> Row:
                     rounds * 4, floor, ours, clock=time.perf_counter, of=statistics.median
                 )
             await loop.run_in_executor(worker, connection.close)
-    floor_us, ours_us = (seconds / runs / NODES * 1e6 for seconds in least)
-    return Row(
-        "SQLite, one run, per node",
-        f"{floor_us:.0f} µs",
-        f"{ours_us:.0f} µs",
-        ours_us / floor_us,
-        1.2,
-    )
+    return compared("SQLite, one run, per node", least, runs * NODES, 1.2)
 
 
 def _by_hand(path: str) -> sqlite3.Connection:
@@ -298,11 +205,15 @@ BEGIN, END = "<!-- measured by benchmarks/ratios.py -->", "<!-- end of what is m
 
 
 async def measure(rounds: int) -> list[Row]:
+    from benchmarks.servers import postgres_rows, redis_rows
+
     rows: list[Row] = []
     print(HEAD)
-    for benchmark in (memory, sqlite, growth, memory_kept, imports):
-        rows.append(await benchmark(rounds))
-        print(rows[-1].line(), flush=True)
+    for benchmark in (memory, sqlite, redis_rows, postgres_rows, growth, memory_kept, imports):
+        found = await benchmark(rounds)
+        for row in [found] if isinstance(found, Row) else found:
+            rows.append(row)
+            print(row.line(), flush=True)
     return rows
 
 

@@ -22,7 +22,6 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-
 from stroma_redis._async_lines import Line, line_like, line_of, line_to
 from stroma_redis._commands import Operations, Steps
 from stroma_redis._options import MoreOptions, RedisOptions, options_of

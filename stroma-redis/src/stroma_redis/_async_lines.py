@@ -18,7 +18,6 @@ from redis.asyncio.retry import Retry
 from redis.exceptions import ResponseError
 
 from stroma.errors import ConfigError
-
 from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
@@ -61,7 +60,7 @@ class PooledLine:
     one_by_one = False
 
     def __init__(self, pool: ConnectionPool, timeout_seconds: float, *, is_own: bool) -> None:
-        self._pool = pool
+        self._pool: Any = pool
         self._timeout_seconds = timeout_seconds
         self._is_own = is_own
         self._at_hand: Any = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import TypeAlias
-from urllib.parse import quote
 
+from stroma.cost import Usage
 from stroma.errors import RecordCorrupt, StoreUnusable
 from stroma.record_codec import (
     header_from_json,
@@ -24,8 +24,7 @@ from stroma.records import (
     epochs_from_text,
     epochs_to_text,
 )
-from stroma.cost import Usage
-
+from stroma_redis._keys import field_of, rank_of
 from stroma_redis._scripts import FORMAT
 
 Values: TypeAlias = Sequence[bytes | None]
@@ -121,9 +120,10 @@ def _run(run_id: str, columns: Sequence[bytes]) -> RunRecord:
     )
 
 
-def header_to_field(header: RecordHeader) -> bytes:
-    """Return a header as scripts take it: its commit id, which they compare, and its JSON."""
-    return b"%b %b" % (quote(header.commit_id, safe="").encode(), header_to_json(header))
+def record_args(header: RecordHeader, payload: bytes) -> tuple[bytes, ...]:
+    """Return what `COMMIT` takes of a record."""
+    commit_id = header.commit_id.encode()
+    return (field_of(header), commit_id, rank_of(header), header_to_json(header), payload)
 
 
 def headers_from(values: Sequence[bytes]) -> list[RecordHeader]:
@@ -150,8 +150,11 @@ def _order(value: bytes) -> int:
 
 
 def _header(value: bytes) -> RecordHeader:
-    *_, document = value.split(b" ", 2)
-    return header_from_json(document)
+    try:
+        _, length, rest = value.split(b" ", 2)
+        return header_from_json(rest[int(length) :])
+    except ValueError as exc:
+        raise RecordCorrupt(f"a record's header cannot be read: {exc}") from exc
 
 
 def _usage(usage: Usage) -> bytes:

@@ -27,19 +27,18 @@ from stroma.records import (
     unique_id,
 )
 from stroma.stores.rules import already_committed, claimed, cursor_after, stale
-
 from stroma_redis import _scripts as scripts
 from stroma_redis._codec import (
     changed_columns,
-    header_to_field,
     headers_from,
     new_columns,
+    record_args,
     record_from,
     run_from,
     text,
 )
 from stroma_redis._errors import Failure, Reply, store_error
-from stroma_redis._keys import Keys, epoch_of, field_of, rank_of, rest_of
+from stroma_redis._keys import Keys, epoch_of, field_of, rest_of
 from stroma_redis._listing import Listing
 from stroma_redis._options import RedisOptions
 from stroma_redis._server import durability_of, version_problem
@@ -182,10 +181,6 @@ class Operations:
 
     def commit_many(self, commits: Sequence[Commit]) -> Steps[list[StoreError | None]]:
         """See `RecordStore.commit_many`."""
-        if len(commits) == 1 and (commit := commits[0]).update is None and self._fits(commit):
-            if not self._is_due(commit.run_id):
-                (answer,) = yield from _ask((self._commit(commit),), is_write=True)
-                return [None if answer == 1 else self._refusal(commit, answer)]
         outcomes = check_size(commits, self.capabilities)
         sent = [i for i, refused in enumerate(outcomes) if refused is None]
         commands = [self._commit(commits[i]) for i in sent]
@@ -194,14 +189,11 @@ class Operations:
             outcomes[i] = None if answer == 1 else self._refusal(commits[i], answer)
         return outcomes
 
-    def _fits(self, commit: Commit) -> bool:
-        return all(len(payload) <= MAX_PAYLOAD_BYTES for _, payload in commit.records)
-
     def _commit(self, commit: Commit) -> Args:
         run_id, token, records, update, lease_ms = commit
         args = [token.encode(), b"%d" % lease_ms, self._ttl_ms, _NONE, b"%d" % len(records)]
         for header, payload in records:
-            args += (field_of(header), rank_of(header), header_to_field(header), payload)
+            args += record_args(header, payload)
         if update is not None and token:
             args[3] = b"2" if update.release else _ONE
             args += changed_columns(update)
@@ -246,9 +238,7 @@ class Operations:
         answer, _ = yield from _ask((command, self._list(run_id)), is_write=True)
         self._value(answer, f"run {run_id!r}")
 
-    def fetch(
-        self, run_id: str, keys: Sequence[RecordKey]
-    ) -> Steps[list[CheckpointRecord | None]]:
+    def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> Steps[list[CheckpointRecord | None]]:
         """See `RecordStore.fetch`."""
         names = [part for key in keys for part in (epoch_of(key), rest_of(key))]
         command = self._call(scripts.FETCH, self.keys.run(run_id), *names)
@@ -293,9 +283,7 @@ class Operations:
         while removed < query.limit:
             size = min(_PURGE_PAGE, query.limit - removed)
             page = yield from self.runs(query._replace(limit=size, cursor=cursor))
-            commands = [
-                self._call(scripts.PURGE, self.keys.run(run.run_id)) for run in page.runs
-            ]
+            commands = [self._call(scripts.PURGE, self.keys.run(run.run_id)) for run in page.runs]
             answers = yield from _ask(commands, is_write=True)
             gone = [run for run, a in zip(page.runs, answers, strict=True) if a == 1]
             healed = [self._heal(run.run_id, run.updated_at, None) for run in gone]
@@ -395,6 +383,4 @@ def _opened(run_id: str, reply: Sequence[Any]) -> OpenedRun:
         record = record_from(*last) if last else None
     except RecordCorrupt as exc:
         raise RecordCorrupt(f"run {run_id!r}: {exc}") from exc
-    return OpenedRun(
-        run_from(run_id, columns), headers_from(headers), record, is_claimed=False
-    )
+    return OpenedRun(run_from(run_id, columns), headers_from(headers), record, is_claimed=False)

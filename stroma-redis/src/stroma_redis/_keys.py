@@ -44,8 +44,6 @@ class Keys(NamedTuple):
         return f"{self.prefix}:health:{{{nonce}}}".encode()
 
 
-
-
 def field_of(header: RecordHeader) -> bytes:
     """Return the name of a record: the path comes last, as it may hold any character."""
     return f"{header[1]}:{header[3]}:{header[4]}:{header[2]}".encode()
@@ -62,10 +60,10 @@ def epoch_of(key: RecordKey) -> bytes:
 
 
 def rank_of(header: RecordHeader) -> bytes:
-    """Return a number that is highest for the last result, -1 if the record is no candidate.
+    """Return a number that is highest for the last result, nothing if it can never be that.
 
     The same order as `stroma.records.last_result`.
     """
     if header.position < 0 or header.kind != "result" or header.epoch == PLAIN_EPOCH:
-        return b"-1"
+        return b""
     return b"%d" % (header.epoch * _RANK_POSITIONS + header.position)

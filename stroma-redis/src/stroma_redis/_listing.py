@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from stroma.records import RunQuery, RunRecord
 from stroma.stores.rules import cursor_position, matches
-
 from stroma_redis._codec import run_from
 from stroma_redis._keys import SHARDS, Keys
 

@@ -2,8 +2,10 @@
 
 A run is one hash. Its columns are fields under their own names, "h:<record>" is the header of a
 record and "p:<record>" its payload, with the record's name from `_keys`. A header is stored as
-"<order> <commit id> <JSON>". Times are seconds since the epoch on the server's clock, with six
-decimals. Every script that writes sets the time to live of the whole run.
+"<order> <length of the commit id> <commit id><JSON>". "written" counts records, "last" is the
+rank and name of the last result, "keep_ms" how long the run is kept after each write: long enough
+for its owner's lease. Times are seconds since the epoch on the server's clock, with six decimals.
+Every script that writes sets the time to live of the whole run.
 
 Scripts are called with all keys declared, read before they write, and refuse before they write:
 a server that is full or read-only refuses the first write, and so leaves nothing half done.
@@ -60,7 +62,7 @@ def _script(*parts: str) -> Script:
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
-_TIME: Final = """
+_TIME: Final = f"""
 local function seconds_now()
   local time = redis.call('TIME')
   return string.format('%s.%06d', time[1], time[2])
@@ -68,15 +70,8 @@ end
 local function later(now, ms)
   return string.format('%.6f', tonumber(now) + ms / 1000)
 end
-"""
-
-_KEEP: Final = f"""
-local function keep(key, ttl_ms, owner, lease, now)
-  if owner and owner ~= '' then
-    local left = math.ceil((tonumber(lease) - tonumber(now)) * 1000) + {MARGIN_MS}
-    if left > ttl_ms then ttl_ms = left end
-  end
-  redis.call('PEXPIRE', key, string.format('%d', ttl_ms))
+local function kept_for(ttl_ms, lease_ms)
+  return math.max(tonumber(ttl_ms), tonumber(lease_ms) + {MARGIN_MS})
 end
 """
 
@@ -106,21 +101,19 @@ end
 
 OPEN: Final = _script(
     _TIME,
-    _KEEP,
-    _CONTENTS,
+        _CONTENTS,
     """
 -- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, then columns to create
 local key, token, holder = KEYS[1], ARGV[1], ARGV[2]
-local lease_ms, ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 local run = redis.call('HMGET', key, 'status', 'owner', 'lease_expires_at', 'holder')
 local status = run[1]
 local now = seconds_now()
-local lease = later(now, lease_ms)
+local lease, keep_ms = later(now, tonumber(ARGV[3])), kept_for(ARGV[4], ARGV[3])
 if not status then
   if ARGV[6] == '0' then return {'missing'} end
-  redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder,
+  redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
     'lease_expires_at', lease, 'created_at', now, 'updated_at', now, unpack(ARGV, 7))
-  keep(key, ttl_ms, token, lease, now)
+  redis.call('PEXPIRE', key, keep_ms)
   return {'created', now}
 end
 if status == 'COMPLETED' and ARGV[5] == '0' then
@@ -129,9 +122,9 @@ end
 if run[2] ~= '' and run[2] ~= token and tonumber(run[3]) > tonumber(now) then
   return {'locked', run[4], run[3], now}
 end
-redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder,
+redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
   'lease_expires_at', lease, 'updated_at', now)
-keep(key, ttl_ms, token, lease, now)
+redis.call('PEXPIRE', key, keep_ms)
 return {'claimed', status, contents(key)}
 """,
 )
@@ -147,92 +140,110 @@ return {'read', status, contents(KEYS[1])}
 
 COMMIT: Final = _script(
     _TIME,
-    _KEEP,
     """
 -- ARGV: token, lease in ms, time to live in ms, change, number of records, for each of them
--- name, rank, header, payload, then columns to change. Change: 0 none, 1 some, 2 and a release.
--- Without a token, records replace earlier ones, and no run need exist.
-local key, token = KEYS[1], ARGV[1]
-local lease_ms, ttl_ms, count = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
-local run = redis.call('HMGET', key, 'owner', 'lease_expires_at', 'last')
-local owner, lease, last = run[1], run[2], run[3]
+-- name, commit id, rank, header, payload, then columns to change. Change: 0 none, 1 some, 2 and a
+-- release. Without a token, records replace earlier ones, and no run need exist.
+local key, token, lease_ms, change, last_arg = KEYS[1], ARGV[1], ARGV[2], ARGV[4], 5 + ARGV[5] * 5
+local run
+if last_arg == 10 then
+  run = redis.call('HMGET', key, 'owner', 'last', 'written', 'keep_ms', 'h:' .. ARGV[6])
+else
+  run = redis.call('HMGET', key, 'owner', 'last', 'written', 'keep_ms')
+end
+local owner, last, written, keep_ms = run[1], run[2], run[3] or 0, tonumber(run[4] or ARGV[3])
 if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
-local fresh, ids = {}, {}
-for at = 6, 2 + count * 4, 4 do
-  local name, header = ARGV[at], ARGV[at + 2]
-  local is_new = true
+local fields = {}
+local ids = {}
+for at = 6, last_arg, 5 do
+  local name, id, is_new = ARGV[at], ARGV[at + 1], true
   if token ~= '' then
-    local id = string.match(header, '^%S+')
     local kept = ids[name]
     if not kept then
-      local stored = redis.call('HGET', key, 'h:' .. name)
-      kept = stored and string.match(stored, '^%d+ (%S+)')
+      local stored = run[5]
+      if last_arg > 10 then stored = redis.call('HGET', key, 'h:' .. name) end
+      if stored then
+        local length, rest = string.match(stored, '^%d+ (%d+) (.*)$')
+        kept = string.sub(rest, 1, length)
+      end
     end
     if kept and kept ~= id then return {'taken', name} end
     is_new = not kept
     ids[name] = id
   end
-  if is_new then fresh[#fresh + 1] = at end
-end
-for _, at in ipairs(fresh) do
-  local name = ARGV[at]
-  redis.call('HSET', key, 'h:' .. name, redis.call('HLEN', key) .. ' ' .. ARGV[at + 2],
-    'p:' .. name, ARGV[at + 3])
-  local rank = tonumber(ARGV[at + 1])
-  if rank >= 0 and (not last or rank > tonumber(string.match(last, '^%d+'))) then
-    last = ARGV[at + 1] .. ' ' .. name
-    redis.call('HSET', key, 'last', last)
-  end
-end
-local now = seconds_now()
-if token ~= '' then
-  if lease_ms > 0 then
-    local extended = later(now, lease_ms)
-    if tonumber(extended) > tonumber(lease) then
-      lease = extended
-      redis.call('HSET', key, 'lease_expires_at', lease)
-    end
-  end
-  if ARGV[4] ~= '0' then
-    redis.call('HSET', key, 'updated_at', now, unpack(ARGV, 6 + count * 4))
-    if ARGV[4] == '2' then
-      owner = ''
-      redis.call('HSET', key, 'owner', '', 'holder', '', 'lease_expires_at', '0')
+  if is_new then
+    written = written + 1
+    local count, rank = #fields, ARGV[at + 2]
+    fields[count + 1] = 'h:' .. name
+    fields[count + 2] = written .. ' ' .. #id .. ' ' .. id .. ARGV[at + 3]
+    fields[count + 3] = 'p:' .. name
+    fields[count + 4] = ARGV[at + 4]
+    if rank ~= '' and (not last or tonumber(rank) > tonumber(string.match(last, '^%d+'))) then
+      last = rank .. ' ' .. name
+      fields[count + 5] = 'last'
+      fields[count + 6] = last
     end
   end
 end
-if count > 0 or token ~= '' then keep(key, ttl_ms, owner, lease, now) end
+if #fields > 0 then
+  fields[#fields + 1] = 'written'
+  fields[#fields + 1] = written
+  for first = 1, #fields, 2000 do
+    redis.call('HSET', key, unpack(fields, first, math.min(first + 1999, #fields)))
+  end
+elseif token == '' then
+  return 1
+end
+if token ~= '' and (lease_ms ~= '0' or change ~= '0') then
+  local now = seconds_now()
+  if lease_ms ~= '0' then
+    local lease = later(now, tonumber(lease_ms))
+    if tonumber(lease) > tonumber(redis.call('HGET', key, 'lease_expires_at')) then
+      keep_ms = math.max(keep_ms, kept_for(ARGV[3], lease_ms))
+      redis.call('HSET', key, 'lease_expires_at', lease, 'keep_ms', keep_ms)
+    end
+  end
+  if change ~= '0' then
+    redis.call('HSET', key, 'updated_at', now, unpack(ARGV, last_arg + 1))
+    if change == '2' then
+      keep_ms = ARGV[3]
+      redis.call('HSET', key, 'owner', '', 'holder', '', 'lease_expires_at', '0',
+        'keep_ms', keep_ms)
+    end
+  end
+end
+redis.call('PEXPIRE', key, keep_ms)
 return 1
 """,
 )
 
 RENEW: Final = _script(
     _TIME,
-    _KEEP,
-    """
+        """
 -- ARGV: token, lease in ms, time to live in ms
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner or owner == '' or owner ~= ARGV[1] then return 0 end
 local now = seconds_now()
 local lease = later(now, tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], 'lease_expires_at', lease)
-keep(KEYS[1], tonumber(ARGV[3]), owner, lease, now)
+local keep_ms = kept_for(ARGV[3], ARGV[2])
+redis.call('HSET', KEYS[1], 'lease_expires_at', lease, 'keep_ms', keep_ms)
+redis.call('PEXPIRE', KEYS[1], keep_ms)
 return 1
 """,
 )
 
 RELEASE: Final = _script(
     _TIME,
-    _KEEP,
-    """
+        """
 -- ARGV: token, time to live in ms
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner or owner == '' or owner ~= ARGV[1] then return 0 end
 local now = seconds_now()
-redis.call('HSET', KEYS[1], 'owner', '', 'holder', '', 'lease_expires_at', '0', 'updated_at', now)
-keep(KEYS[1], tonumber(ARGV[2]), '', '0', now)
+redis.call('HSET', KEYS[1], 'owner', '', 'holder', '', 'lease_expires_at', '0', 'updated_at', now,
+  'keep_ms', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """,
 )

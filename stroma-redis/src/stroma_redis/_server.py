@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from stroma.checkpoint import Durability
-
 from stroma_redis._errors import Failure, Reply
 
 OLDEST: Final = (6, 2)

@@ -19,7 +19,6 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-
 from stroma_redis._commands import Operations, Steps
 from stroma_redis._options import MoreOptions, options_of
 from stroma_redis._sync_lines import line_of, line_to

@@ -51,21 +51,20 @@ class PooledLine:
     one_by_one = False
 
     def __init__(self, pool: ConnectionPool, *, is_own: bool) -> None:
-        self._pool = pool
+        self._pool: Any = pool
         self._is_own = is_own
 
     def ask(self, request: Request) -> list[Reply]:
         """See `Line.ask`."""
         commands = request.commands
         try:
-            connection: Any = self._pool.get_connection()
+            connection = self._pool.get_connection()
         except DRIVER_ERRORS as exc:
             return [Failure(exc, was_sent=False)] * len(commands)
         replies: list[Reply] = []
         try:
             connection.send_packed_command([packed(commands)], check_health=False)
-            for _ in commands:
-                replies.append(_reply(connection))
+            replies.extend(_reply(connection) for _ in commands)  # also those before an error
         except DRIVER_ERRORS as exc:
             connection.disconnect()
             replies += [Failure(exc, was_sent=True)] * (len(commands) - len(replies))
@@ -108,7 +107,7 @@ class ClusterLine:
         """See `Line.ask`."""
         commands = request.commands
         try:
-            client = self._client = self._client or _cluster(self._options)
+            client: Any = self._connected()
         except DRIVER_ERRORS as exc:
             return [Failure(exc, was_sent=False)] * len(commands)
         try:
@@ -122,6 +121,11 @@ class ClusterLine:
             return [Failure(exc, was_sent=True)] * len(commands)
         return [Failure(r, was_sent=True) if isinstance(r, Exception) else r for r in replies]
 
+    def _connected(self) -> RedisCluster:
+        if self._client is None:
+            self._client = _cluster(self._options)
+        return self._client
+
     def close(self) -> None:
         """See `Line.close`."""
         if self._is_own and self._client is not None:
@@ -134,7 +138,8 @@ def line_to(options: RedisOptions) -> Line:
     if options.cluster:
         return ClusterLine(options)
     kinds: dict[str, type[Any]] = {"redis": Connection, "rediss": SSLConnection}
-    pool = BlockingConnectionPool(
+    make: Any = BlockingConnectionPool  # whose types leave out the most
+    pool = make(
         connection_class=kinds.get(options.scheme, UnixDomainSocketConnection),
         max_connections=options.max_connections,
         timeout=options.timeout_seconds,

@@ -37,4 +37,4 @@ class TestSQLiteStoreOnTheMachinesClock(StoreConformance):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> StoreSubject:
         path = tmp_path / "runs.db"
-        return StoreSubject(make=lambda: SQLiteStore(path))
+        return StoreSubject(make=lambda: SQLiteStore(path, max_payload_bytes=2_000_000))

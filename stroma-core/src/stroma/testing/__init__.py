@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stroma.testing.clock import FakeClock
+    from stroma.testing.faulty import Fault, FaultKind, FaultyStore, Injected
     from stroma.testing.proxy import TcpProxy
     from stroma.testing.stores import StoreConformance
     from stroma.testing.subject import StoreSubject
 
-__all__ = ["FakeClock", "StoreConformance", "StoreSubject", "TcpProxy"]
+__all__ = [
+    "FakeClock",
+    "Fault",
+    "FaultKind",
+    "FaultyStore",
+    "Injected",
+    "StoreConformance",
+    "StoreSubject",
+    "TcpProxy",
+]
 
 # Who needs a clock only does not wait for pytest and hypothesis.
 _MODULES = {
     "FakeClock": "clock",
+    "Fault": "faulty",
+    "FaultKind": "faulty",
+    "FaultyStore": "faulty",
+    "Injected": "faulty",
     "StoreConformance": "stores",
     "StoreSubject": "subject",
     "TcpProxy": "proxy",

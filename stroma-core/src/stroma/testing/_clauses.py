@@ -104,15 +104,25 @@ class ConformanceReport:
     def __init__(self) -> None:
         self._capability: dict[str, tuple[str, str]] = {}
         self._found: dict[str, _Findings] = {}
+        self._skips: dict[str, str] = {}
 
     def expect(self, nodeid: str, subject: str, capability: str) -> None:
         """Note which capability a test is about."""
         self._capability[nodeid] = (subject, capability)
         self._found.setdefault(subject, _Findings()).outcomes.setdefault(capability, {})
 
-    def not_asked(self, subject: str, capability: str, reason: str) -> None:
-        """Note why clauses were skipped."""
+    def not_asked(self, nodeid: str, reason: str) -> None:
+        """Note why a clause is skipped."""
+        subject, capability = self._capability[nodeid]
         self._found[subject].reasons[capability] = reason
+        self._skips[nodeid] = f"{capability}: {reason}"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        """Skip a clause; here and not in a fixture, so that pytest shows one line for them all."""
+        reason = self._skips.pop(item.nodeid, None)
+        if reason is not None:
+            pytest.skip(reason)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a clause; pytest calls this."""

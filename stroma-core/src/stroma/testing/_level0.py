@@ -236,7 +236,9 @@ class StateClauses:
             "load imported a module because stored data named it: whoever can write to the store "
             "runs code here. Resolve references with stroma.checkpoint._resolve_schema"
         )
-        assert found is None, f"load made {found!r} of a state whose model nobody registered"
+        assert found is None or not kit.outlives_process, (
+            f"load made {found!r} of a state whose model nobody registered"
+        )
 
 
 class Titled(BaseModel):

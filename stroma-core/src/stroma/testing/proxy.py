@@ -138,6 +138,7 @@ class TcpProxy:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
+        self._ends.clear()
         self._flows.set()
         await self._listen()
         started.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +12,10 @@ from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
 from stroma.testing._kills import KillClauses
 from stroma.testing._kit import Kit
+from stroma.testing._large import LargeValueClauses, LimitClauses
 from stroma.testing._level0 import IdClauses, StateClauses
 from stroma.testing._listing import ListingClauses
+from stroma.testing._machine import RecordMachineClauses, StateMachineClauses
 from stroma.testing._network import NetworkClauses
 from stroma.testing._ownership import OwnershipClauses
 from stroma.testing._records import RecordClauses, RunClauses
@@ -26,12 +29,16 @@ class StoreConformance(
     KillClauses,
     ProcessClauses,
     CancellationClauses,
+    LimitClauses,
+    LargeValueClauses,
     RetentionClauses,
     ListingClauses,
+    RecordMachineClauses,
     OwnershipClauses,
     RecordClauses,
     RunClauses,
     IdClauses,
+    StateMachineClauses,
     StateClauses,  # pytest begins with the last base
 ):
     """The rules that every store keeps, one test each.
@@ -58,13 +65,13 @@ class StoreConformance(
         """Yield what a clause works with; the store objects that it made are closed."""
         kit = Kit(subject)
         try:
-            _skip_what_is_not_offered(kit, request)
+            _note_what_is_not_offered(kit, request)
             yield kit
         finally:
             kit.close()
 
 
-def _skip_what_is_not_offered(kit: Kit, request: pytest.FixtureRequest) -> None:
+def _note_what_is_not_offered(kit: Kit, request: pytest.FixtureRequest) -> None:
     capability = capability_of(request.function)
     if capability is None:
         return
@@ -73,5 +80,12 @@ def _skip_what_is_not_offered(kit: Kit, request: pytest.FixtureRequest) -> None:
     report.expect(request.node.nodeid, subject, capability.name)
     reason = capability.reason_not(kit)
     if reason is not None:
-        report.not_asked(subject, capability.name, reason)
-        pytest.skip(f"{capability.name}: {reason}")
+        report.not_asked(request.node.nodeid, reason)
+
+
+def clauses_of(cls: type[StoreConformance]) -> Iterator[tuple[str, str, str]]:
+    """Yield the capability, name and guarantee of each clause, for documentation."""
+    for name in dir(cls):
+        function = getattr(cls, name)
+        if name.startswith("test_") and (capability := capability_of(function)) is not None:
+            yield capability.name, name, inspect.getdoc(function) or ""

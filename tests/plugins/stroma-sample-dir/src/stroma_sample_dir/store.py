@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import uuid
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ class DirStore:
         """Keep a state, with a reference to its model on the first line."""
         target = self._file(run_id, node_id)
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".new")
+        draft = target.with_suffix(f".{uuid.uuid4().hex}")  # two may save at once
         draft.write_text(f"{_schema_ref(state)}\n{state.model_dump_json()}", encoding="utf-8")
         draft.replace(target)
 

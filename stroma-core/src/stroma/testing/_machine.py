@@ -1,0 +1,353 @@
+"""Clauses that run a store beside a model made of dicts, in random orders that shrink."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from stroma.errors import AlreadyCommitted, RunLocked, StaleOwner
+from stroma.records import (
+    PLAIN_EPOCH,
+    CheckpointRecord,
+    Commit,
+    Epoch,
+    RecordKey,
+    RunQuery,
+    RunRecord,
+    RunStatus,
+    RunUpdate,
+    last_result,
+)
+from stroma.testing._clauses import always, clauses, if_fencing
+from stroma.testing._kit import Driven, Kit
+from stroma.testing._listing import in_pages
+from stroma.testing._values import LONG_SECONDS, Note, new_run, record, request
+
+_IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "full"
+
+RUN_IDS = ("*", "a:b", "a", "[ab]", "a\\", "\N{GRINNING FACE}", "..", "x" * 512)
+PATHS = ("b:c", "c", "*", "/", "n[0]")
+run_ids, paths = st.sampled_from(RUN_IDS), st.sampled_from(PATHS)
+tokens = st.sampled_from(["alice", "bob", "carol"])
+commit_ids = st.sampled_from(["c1", "c2", "c3"])
+epochs = st.integers(0, 2)
+updates = st.sampled_from(
+    [
+        None,
+        RunUpdate(status=RunStatus.PARTIAL, stop_reason="later", release=True),
+        RunUpdate(status=RunStatus.COMPLETED, release=True),
+        RunUpdate(epochs=(Epoch(0, 0, False), Epoch(1, 1, True)), plan=b"{}", version="2"),
+    ]
+)
+
+Place = tuple[int, str, str, int]
+
+
+class MachineOfStates(RuleBasedStateMachine):
+    """Saving, loading and deleting, by two objects in turn."""
+
+    def __init__(self, kit: Kit) -> None:
+        super().__init__()
+        self.kit = kit
+        self.stores = (kit.store, kit.another())
+        self.kept: dict[tuple[str, str], str] = {}
+        for run_id in RUN_IDS:
+            kit.store.delete(run_id)
+
+    @rule(run_id=run_ids, path=paths, text=st.text(max_size=5), by=st.integers(0, 1))
+    def save(self, run_id: str, path: str, text: str, by: int) -> None:
+        self.stores[by].save(run_id, path, Note(text=text))
+        self.kept[run_id, path] = text
+
+    @rule(run_id=run_ids, path=paths, by=st.integers(0, 1))
+    def load(self, run_id: str, path: str, by: int) -> None:
+        text = self.kept.get((run_id, path))
+        expected = None if text is None else Note(text=text)
+        found = self.stores[by].load(run_id, path)
+        assert found == expected, f"load({run_id!r}, {path!r}) gave {found!r}, not {expected!r}"
+
+    @rule(run_id=run_ids, by=st.integers(0, 1))
+    def delete(self, run_id: str, by: int) -> None:
+        self.stores[by].delete(run_id)
+        self.kept = {place: text for place, text in self.kept.items() if place[0] != run_id}
+
+    def teardown(self) -> None:
+        for run_id in RUN_IDS:
+            for path in PATHS:
+                self.load(run_id, path, 0)
+
+
+class Model:
+    """What a level 1 store should hold."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RunRecord] = {}
+        self.records: dict[str, dict[Place, CheckpointRecord]] = {}
+
+    def of(self, run_id: str) -> dict[Place, CheckpointRecord]:
+        return self.records.setdefault(run_id, {})
+
+    def owner(self, run_id: str) -> str | None:
+        run = self.runs.get(run_id)
+        return None if run is None else run.owner
+
+    def forget(self, run_id: str) -> None:
+        self.runs.pop(run_id, None)
+        self.records.pop(run_id, None)
+
+
+class MachineOfRecords(RuleBasedStateMachine):
+    """Claims, commits, renewals, releases and removals, by two objects and three workers.
+
+    With a clock that can be turned, time is a rule, and every time is compared. Otherwise
+    leases are long, and times are compared by their order only.
+    """
+
+    def __init__(self, kit: Kit) -> None:
+        super().__init__()
+        self.kit = kit
+        self.clock = kit.subject.clock
+        self.unit = 1.0 if self.clock else LONG_SECONDS
+        self.model = Model()
+        self.stores = (kit.store, kit.another())
+        self.turn = 0
+        for run_id in RUN_IDS:
+            kit.store.delete(run_id)
+
+    @property
+    def store(self) -> Driven:
+        """Each object in its turn."""
+        self.turn += 1
+        return self.stores[self.turn % 2]
+
+    def now(self) -> float:
+        return self.clock.now() if self.clock else 0.0
+
+    @initialize()
+    def begin(self) -> None:
+        """Start with a run, so that few steps are wasted."""
+        self.open("a", "alice", exists=False, reopen=False)
+
+    @precondition(lambda self: self.clock is not None)
+    @rule(seconds=st.sampled_from([0.5, 10, 31]))
+    def time_passes(self, seconds: float) -> None:
+        assert self.clock is not None
+        self.clock.advance(seconds)
+
+    @rule(run_id=run_ids, token=tokens, exists=st.booleans(), reopen=st.booleans())
+    def open(self, run_id: str, token: str, exists: bool, reopen: bool) -> None:
+        seconds = 30 * self.unit
+        asked = request(run_id, token, lease_seconds=seconds, must_exist=exists, reopen=reopen)
+        run = self.model.runs.get(run_id)
+        if run is None and exists:
+            assert self.store.find_run(asked) is None
+            return
+        now = self.now()
+        if run is not None and run.status is RunStatus.COMPLETED and not reopen:
+            opened = self.store.open_run(asked)
+            assert not opened.is_claimed
+            self.compare([opened.run], [run])
+            return
+        if run and run.owner not in ("", token) and self.is_held(run):
+            try:
+                self.store.open_run(asked)
+            except RunLocked:
+                return
+            raise AssertionError(f"{token} claimed {run_id!r}, which {run.owner} owns")
+        expected = (run or new_run(run_id, created_at=now))._replace(
+            status=RunStatus.RUNNING,
+            owner=token,
+            holder=f"worker {token}",
+            lease_expires_at=now + seconds,
+            updated_at=now,
+        )
+        opened = self.store.open_run(asked)
+        assert (opened.is_claimed, opened.is_new) == (True, run is None)
+        assert opened.status_before is (None if run is None else run.status)
+        self.compare([opened.run], [expected])
+        self.model.runs[run_id] = opened.run
+        self.compare_records(run_id, opened.headers, opened.last)
+
+    def is_held(self, run: RunRecord) -> bool:
+        return self.clock is None or run.lease_expires_at > self.now()
+
+    def compare(self, found: list[RunRecord], expected: list[RunRecord]) -> None:
+        """Check run records, and their times where they can be known."""
+        if self.clock is None:
+            found, expected = [_timeless(r) for r in found], [_timeless(r) for r in expected]
+        assert found == expected
+
+    def compare_records(self, run_id: str, headers: Any, last: CheckpointRecord | None) -> None:
+        kept = [r for r in self.model.of(run_id).values() if r.header.epoch != PLAIN_EPOCH]
+        assert list(headers) == [r.header for r in kept]
+        assert (last and last.header) == last_result(headers)
+
+    @rule(
+        run_id=run_ids,
+        token=tokens,
+        places=st.lists(st.tuples(epochs, paths, commit_ids), max_size=3),
+        update=updates,
+        lease=st.sampled_from([0, 1, 30]),
+    )
+    def commit(
+        self,
+        run_id: str,
+        token: str,
+        places: list[tuple[int, str, str]],
+        update: RunUpdate | None,
+        lease: int,
+    ) -> None:
+        is_owner = self.model.owner(run_id) == token
+        if not is_owner and not self.kit.capabilities.refuses_stale_commits:
+            return  # what it may write under its token shows when the same token claims again
+        records = tuple(
+            record(run_id, path, epoch=epoch, commit_id=commit_id, payload=commit_id.encode())
+            for epoch, path, commit_id in places
+        )
+        lease_ms = int(lease * self.unit * 1000)
+        outcome = self.store.commit(Commit(run_id, token, records, update, lease_ms))
+        if not is_owner:
+            assert isinstance(outcome, StaleOwner)
+            return
+        after = dict(self.model.of(run_id))
+        for one in records:
+            kept = after.setdefault(one.header[1:5], one)
+            if kept.header.commit_id != one.header.commit_id:
+                assert isinstance(outcome, AlreadyCommitted)
+                return
+        assert outcome is None
+        self.model.records[run_id] = after
+        self.apply(run_id, update, lease_ms / 1000)
+
+    def apply(self, run_id: str, update: RunUpdate | None, lease_seconds: float) -> None:
+        run = self.model.runs[run_id]
+        if lease_seconds:
+            end = max(run.lease_expires_at, self.now() + lease_seconds)
+            run = run._replace(lease_expires_at=end)
+        if update is not None:
+            run = update.apply(run, self.now())
+        self.model.runs[run_id] = run
+
+    @rule(claims=st.lists(st.tuples(run_ids, tokens), max_size=4), lease=st.sampled_from([1, 30]))
+    def renew(self, claims: list[tuple[str, str]], lease: int) -> None:
+        expected = [self.model.owner(run_id) == token for run_id, token in claims]
+        assert self.store.renew(claims, lease * self.unit) == expected
+        for (run_id, _), is_owner in zip(claims, expected, strict=True):
+            if is_owner:
+                end = self.now() + lease * self.unit
+                self.model.runs[run_id] = self.model.runs[run_id]._replace(lease_expires_at=end)
+
+    @rule(run_id=run_ids, token=tokens)
+    def release(self, run_id: str, token: str) -> None:
+        self.store.release(run_id, token)
+        if self.model.owner(run_id) == token:
+            self.apply(run_id, RunUpdate(release=True), 0.0)
+
+    @rule(run_id=run_ids, path=paths, text=st.text(max_size=5))
+    def save(self, run_id: str, path: str, text: str) -> None:
+        self.store.save(run_id, path, Note(text=text))
+        (found,) = self.store.fetch(run_id, RecordKey(run_id, PLAIN_EPOCH, path))
+        assert found is not None
+        assert Note.model_validate_json(found.payload) == Note(text=text)
+        kept = self.model.of(run_id)
+        kept.pop(found.header[1:5], None)
+        kept[found.header[1:5]] = found
+
+    @rule(run_id=run_ids, path=paths, epoch=st.none() | epochs | st.just(PLAIN_EPOCH))
+    def fetch(self, run_id: str, path: str, epoch: int | None) -> None:
+        kept = self.model.records.get(run_id, {})
+        tried = [epoch] if epoch is not None else [PLAIN_EPOCH, 2, 1, 0]
+        found = (kept.get((e, path, "result", 0)) for e in tried)
+        expected = next((r for r in found if r is not None), None)
+        assert self.store.fetch(run_id, RecordKey(run_id, epoch, path)) == [expected]
+
+    @rule(run_id=run_ids)
+    def inspect(self, run_id: str) -> None:
+        if run_id not in self.model.runs:
+            assert not self.store.exists(run_id)
+            return
+        found = self.store.inspect(run_id)
+        self.compare([found.run], [self.model.runs[run_id]])
+        self.compare_records(run_id, found.headers, found.last)
+
+    @rule(run_id=run_ids)
+    def delete(self, run_id: str) -> None:
+        self.store.delete(run_id)
+        self.model.forget(run_id)
+
+    @rule(limit=st.integers(1, 3), status=st.sampled_from([*RunStatus, None]))
+    def purge(self, limit: int, status: RunStatus | None) -> None:
+        statuses = () if status is None else (status,)
+        listed = [run.run_id for run in in_pages(self.store, RunQuery(statuses=statuses, limit=3))]
+        free = [
+            run_id
+            for run_id in listed
+            if (run := self.model.runs[run_id]).owner == "" or not self.is_held(run)
+        ]
+        assert self.store.purge(RunQuery(statuses=statuses, limit=limit)) == len(free[:limit])
+        for run_id in free[:limit]:
+            self.model.forget(run_id)
+
+    @invariant()
+    def it_lists_what_it_holds(self) -> None:
+        found = in_pages(self.store, RunQuery(limit=3))
+        runs = list(self.model.runs.values())
+        if self.clock is None:
+            assert found == sorted(found, key=lambda run: (-run.updated_at, run.run_id))
+            found, runs = sorted(found), sorted(runs)
+        else:
+            runs.sort(key=lambda run: (-run.updated_at, run.run_id))
+        self.compare(found, runs)
+
+
+def _timeless(run: RunRecord) -> RunRecord:
+    return run._replace(
+        created_at=0.0, updated_at=0.0, lease_expires_at=float(run.lease_expires_at > 0)
+    )
+
+
+class _MachineSettings:
+    """How the machines are run.
+
+    Attributes:
+        machine_settings: how many orders of how many steps are tried; 200 of 50 where the
+            environment says ``HYPOTHESIS_PROFILE=full``.
+    """
+
+    machine_settings = settings(
+        max_examples=200 if _IS_THOROUGH else 20,
+        stateful_step_count=50 if _IS_THOROUGH else 30,
+        derandomize=not _IS_THOROUGH,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@clauses("states", always)
+class StateMachineClauses(_MachineSettings):
+    """A store of any level beside a dict."""
+
+    def test_states_beside_a_dict(self, kit: Kit) -> None:
+        """In any order of saves, loads and deletes, the store holds what a dict would."""
+        run_state_machine_as_test(lambda: MachineOfStates(kit), settings=self.machine_settings)
+
+
+@clauses("ownership", if_fencing)
+class RecordMachineClauses(_MachineSettings):
+    """A store of level 1 beside a model of its rules."""
+
+    def test_records_beside_a_model(self, kit: Kit) -> None:
+        """In any order of operations by three workers, the store follows the model."""
+        run_state_machine_as_test(lambda: MachineOfRecords(kit), settings=self.machine_settings)

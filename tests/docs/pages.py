@@ -9,6 +9,7 @@ What a page may say about its blocks:
   one time to the next, within a line;
 - ``<!-- not run: reason -->`` before a block keeps it from being run; the block of the README that
   runs the tests is marked ``<!-- tests -->``;
+- ``<!-- servers: redis, postgres, s3 -->`` anywhere: its blocks need these, see servers.py;
 - ``<!-- exit code 1 -->`` before a ``sh`` block: it ends with that.
 """
 

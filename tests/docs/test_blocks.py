@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, RUN, blocks_of, matches, name_of, outputs_of, pages
+from tests.docs.servers import servers_of, variables_for
 
 PLAY = Path(__file__).with_name("play.py")
 NOT_RUN_AT_MOST = 6
@@ -53,18 +54,19 @@ def test_the_blocks_of_a_page_run_and_print_what_it_shows(
 ) -> None:
     if page == ROOT / "README.md":
         copy_repository(folder)
+    text = page.read_text(encoding="utf-8")
     outcome = tmp_path / "outcome.json"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(PLAY), str(page), str(outcome)],
         cwd=folder,
-        env=environment(),
+        env=environment() | variables_for(servers_of(text)),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     printed = {int(line): text for line, text in json.loads(outcome.read_text()).items()}
-    blocks = blocks_of(page.read_text(encoding="utf-8"))
+    blocks = blocks_of(text)
     shown = outputs_of(blocks)
     for block in blocks:
         where = f"{name_of(page)}:{block.line}"

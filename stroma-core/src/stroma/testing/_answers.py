@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import SimpleNamespace
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from stroma.errors import ConfigError
+from stroma.nodes import is_async
 from stroma.schemas import describe
 from stroma.testing._cassette import Answer, canonical, plain_json, shortened
 
@@ -117,37 +119,37 @@ class AnswerCodec:
             ) from exc
 
 
-def returned_by(function: Callable[..., object], called: str) -> object:
-    """Return the type that a function is annotated to return, or None.
+def returned_by(
+    function: Callable[..., object], called: str, localns: Mapping[str, object], given: object
+) -> tuple[object, bool]:
+    """Return the type that a function gives, or None, and whether it is to be awaited for it.
+
+    Args:
+        function: the function.
+        called: what it is called.
+        localns: the variables where it is used, which may have the type.
+        given: the type as the caller says it, before all annotations, or None.
 
     Raises:
         ConfigError: the annotation cannot be resolved.
     """
+    target = inspect.unwrap(function)
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    annotation = getattr(target, "__annotations__", {}).get("return")
+    alone: Any = SimpleNamespace(__annotations__={"return": annotation})  # the others may be wrong
     try:
-        gives = get_type_hints(_annotated(function), include_extras=True).get("return")
+        names = {**getattr(target, "__globals__", {}), **localns}
+        gives = get_type_hints(alone, names, include_extras=True)["return"]
     except NameError as exc:
+        if given is not None:
+            return given, is_async(function)
         raise ConfigError(
             f"{called}: an annotation cannot be resolved ({exc}): give wrap(…, returns=…)"
         ) from exc
-    except TypeError:  # it has no annotations
-        return None
-    origin = get_origin(gives)
-    if origin is Awaitable:
-        gives = get_args(gives)[0]
-    elif origin is Coroutine:
-        gives = get_args(gives)[2]
-    return None if gives in (Any, object) else gives
-
-
-def gives_awaitable(function: Callable[..., object]) -> bool:
-    """Say whether a plain function is annotated to return something to be awaited."""
-    try:
-        gives = get_type_hints(_annotated(function)).get("return")
-    except (NameError, TypeError):
-        return False
-    return get_origin(gives) in (Awaitable, Coroutine)
-
-
-def _annotated(function: Callable[..., object]) -> Any:
-    target = inspect.unwrap(function)
-    return target if inspect.isroutine(target) else getattr(target, "__call__")  # noqa: B004, B009
+    origin, is_awaited = get_origin(gives), is_async(function)
+    if origin is Awaitable or origin is Coroutine:
+        gives, is_awaited = get_args(gives)[-1], True
+    if annotation is None or gives is Any or gives is object:
+        gives = None
+    return gives if given is None else given, is_awaited

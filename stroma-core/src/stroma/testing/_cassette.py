@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from stroma.errors import ConfigError
 
@@ -155,4 +155,4 @@ def nearest(wanted: CallKey, calls: Calls) -> CallKey | None:
 
 def plain_json(text: str | bytes) -> Any:
     """Return JSON as data."""
-    return cast("Any", json.loads(text))
+    return json.loads(text)

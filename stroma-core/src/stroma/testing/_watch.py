@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from types import FrameType
 from typing import Final
 
 from stroma.plugins import list_plugins
@@ -19,10 +21,9 @@ _OUTSIDE: Final = (
     "socket.",
     "sqlite3.connect",
     "subprocess.",
-    "time.sleep",
     "urllib.",
 )
-"""Beginnings of the audit events of what takes time or touches the world."""
+"""Beginnings of the audit events of what touches the world."""
 
 
 class _Watch(threading.local):
@@ -33,14 +34,22 @@ _watch = _Watch()
 
 
 @contextmanager
-def outside_acts() -> Iterator[list[str]]:
-    """Collect what this thread does meanwhile to files, the network and the clock."""
+def outside_acts() -> Generator[list[str]]:
+    """Collect what this thread does meanwhile to files and the network, and whether it sleeps."""
     _install()
     seen: list[str] = []
+
+    def note_sleep(frame: FrameType, event: str, arg: object) -> None:
+        if event == "c_call" and arg is time.sleep:  # audited from Python 3.13 on only
+            seen.append("time.sleep")
+
+    before = sys.getprofile()
     _watch.seen = seen
+    sys.setprofile(note_sleep)
     try:
         yield seen
     finally:
+        sys.setprofile(before)
         _watch.seen = None
 
 
@@ -67,7 +76,7 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def stroma_warnings() -> Iterator[list[str]]:
+def stroma_warnings() -> Generator[list[str]]:
     """Collect the warnings of `stroma`: what core passes over, it logs."""
     handler, logger = _Lines(), logging.getLogger("stroma")
     logger.addHandler(handler)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import math
+import sys
 import weakref
-from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from types import FrameType
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +36,7 @@ from stroma.testing._odd_exceptions import (
     Odd,
     Response,
     Unprintable,
+    circle,
     polite_server,
     table,
 )
@@ -41,7 +47,9 @@ from stroma.testing.single_node import run_node_sync
 Case: TypeAlias = tuple[Exception, FailureClass | FailureVerdict | None]
 """An exception, and what the classifier says of it."""
 
+_CONTEXT: Final = NodeContext("a run", "a node", 1, "a node[3]")
 _MAX_RETRIES: Final = 2
+_MAX_STEPS: Final = 100_000
 _STATUS_AFTER: Final = {
     FailureClass.RECOVERABLE: RunStatus.PARTIAL,
     FailureClass.AMBIGUOUS: RunStatus.FAILED,
@@ -74,49 +82,57 @@ class ClassifierConformance:
 
     def test_it_answers_with_a_class_a_verdict_or_none(self, classifier: Classifier) -> None:
         for name, make in table().items():
-            problem = _problem_of(_ask(classifier, make(), name))
+            problem = _problem_of(_ask(classifier, make()))
             assert problem is None, f"{name}: {problem}"
 
     @given(attributes=st.data())
     @settings(
-        max_examples=200,
+        max_examples=60,
         deadline=None,
         database=None,
         derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[
+            HealthCheck.differing_executors,
+            HealthCheck.function_scoped_fixture,
+        ],
     )
     def test_it_answers_whatever_attributes_an_exception_has(
         self, classifier: Classifier, attributes: st.DataObject
     ) -> None:
         exc = attributes.draw(_odd_exceptions())
-        problem = _problem_of(_ask(classifier, exc, "the exception drawn below"))
+        problem = _problem_of(_ask(classifier, exc))
         assert problem is None, f"the exception drawn below: {problem}"
+
+    def test_it_ends(self, classifier: Classifier) -> None:
+        with _at_most(_MAX_STEPS) as steps:
+            _ask(classifier, circle())
+        assert steps.left, "the classifier does not end on a chain of causes that is a circle"
 
     def test_it_leaves_the_exception_as_it_was(self, classifier: Classifier) -> None:
         for name, make in table().items():
             exc = make()
             before = _snapshot(exc)
-            _ask(classifier, exc, name)
+            _ask(classifier, exc)
             changed = [what for what, value in _snapshot(exc).items() if before[what] != value]
             assert not changed, f"{name}: the classifier changed its {', '.join(changed)}"
 
     def test_it_says_the_same_each_time(self, classifier: Classifier) -> None:
         made = table()
-        first = {name: _ask(classifier, make(), name) for name, make in made.items()}
+        first = {name: _ask(classifier, make()) for name, make in made.items()}
         for _ in range(10):
             for name, make in reversed(made.items()):
-                again = _ask(classifier, make(), name)
+                again = _ask(classifier, make())
                 assert _is_same(again, first[name]), (
                     f"{name}: the classifier says {first[name]!r} and then {again!r}"
                 )
 
     def test_it_does_nothing_but_look(self, classifier: Classifier) -> None:
         made = {name: make() for name, make in table().items()}
-        for name, exc in made.items():  # by which it has imported what it needs
-            _ask(classifier, exc, name)
+        for exc in made.values():  # by which it has imported what it needs
+            _ask(classifier, exc)
         for name, exc in made.items():
             with outside_acts() as seen:
-                _ask(classifier, exc, name)
+                _ask(classifier, exc)
             assert not seen, f"{name}: the classifier did {', '.join(sorted(set(seen)))}"
 
     def test_it_does_not_have_a_cancellation_retried(self, classifier: Classifier) -> None:
@@ -128,25 +144,25 @@ class ClassifierConformance:
             BaseExceptionGroup("several", [KeyboardInterrupt(), TimeoutError()]),
         )
         for stop in stops:
-            answer: Any = classifier(stop, _context())  # type: ignore[arg-type]
-            failure_class = answer[0] if isinstance(answer, tuple) else answer
-            assert failure_class != FailureClass.RECOVERABLE, (
+            answer = _ask(classifier, stop)
+            said = answer.failure_class if isinstance(answer, FailureVerdict) else answer
+            assert said is not FailureClass.RECOVERABLE, (
                 f"{type(stop).__name__} ends a run, and the classifier says {answer!r}"
             )
 
     def test_retry_after_is_in_seconds(self, classifier: Classifier) -> None:
         for name, make in table().items():
-            wish = _wish_of(_ask(classifier, make(), name))
+            wish = _wish_of(_ask(classifier, make()))
             is_sane = wish is None or (math.isfinite(wish) and wish >= 0)
             assert is_sane, f"{name}: retry_after_seconds is {wish}"
-        wish = _wish_of(_ask(classifier, polite_server(), "Retry-After: 20"))
+        wish = _wish_of(_ask(classifier, polite_server()))
         assert wish is None or wish <= RETRY_AFTER_SECONDS * 10, (
             f"a server asks for {RETRY_AFTER_SECONDS:.0f} s, and retry_after_seconds is {wish}"
         )
 
     def test_it_keeps_no_exception(self, classifier: Classifier) -> None:
         made: dict[str, Make] = {**table(), "the last one": Odd}
-        watched = {name: _asked_and_dropped(classifier, make, name) for name, make in made.items()}
+        watched = {name: _asked_and_dropped(classifier, make) for name, make in made.items()}
         gc.collect()
         kept = [name for name, exc in watched.items() if exc is not None and exc() is not None]
         assert not kept, (
@@ -155,7 +171,7 @@ class ClassifierConformance:
 
     def test_its_cases_are_classified(self, classifier: Classifier, cases: Sequence[Case]) -> None:
         for name, (exc, expected) in _named(cases).items():
-            answer = _ask(classifier, exc, name)
+            answer = _ask(classifier, exc)
             assert _fits(answer, expected), f"{name}: expected {expected!r}, not {answer!r}"
 
     def test_a_run_does_what_it_says(self, classifier: Classifier, cases: Sequence[Case]) -> None:
@@ -165,26 +181,43 @@ class ClassifierConformance:
             _check_run(classifier, make, name)
 
 
-def _context(attempt: int = 1) -> NodeContext:
-    return NodeContext("a run", "a node", attempt, "a node[3]")
+class _Raised(NamedTuple):
+    """What stands for an answer where there was none: a clause of its own is about that."""
+
+    error: str
 
 
-def _ask(classifier: Classifier, exc: Exception, name: str) -> object:
+def _ask(classifier: Classifier, exc: BaseException, context: NodeContext = _CONTEXT) -> object:
     try:
-        answer: object = classifier(exc, _context())
+        answer: object = classifier(cast("Exception", exc), context)
     except BaseException as raised:
-        raise AssertionError(
-            f"{name}: the classifier raised {type(raised).__name__} on it; it would be passed over"
-        ) from raised
-    if hasattr(answer, "close") and hasattr(answer, "__await__"):
-        answer.close()  # or Python warns that it was not awaited
+        return _Raised(type(raised).__name__)
+    _close(answer)
     return answer
+
+
+def _close(answer: object) -> None:
+    """Close a coroutine, or Python warns that it was not awaited."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+
+
+def _closing(classifier: Classifier) -> Classifier:
+    @wraps(classifier)
+    def asked(exc: Exception, ctx: NodeContext) -> Any:
+        answer = classifier(exc, ctx)
+        _close(answer)
+        return answer
+
+    return asked
 
 
 def _problem_of(answer: object) -> str | None:
     """Return what is wrong with an answer, or None."""
     if answer is None or isinstance(answer, FailureClass):
         return None
+    if isinstance(answer, _Raised):
+        return f"the classifier raised {answer.error}; it would be passed over"
     if not isinstance(answer, FailureVerdict):
         return f"{answer!r} is no FailureClass, FailureVerdict or None; it would be passed over"
     if not isinstance(answer.failure_class, FailureClass):
@@ -197,7 +230,8 @@ def _problem_of(answer: object) -> str | None:
 
 
 def _wish_of(answer: object) -> float | None:
-    return answer.retry_after_seconds if isinstance(answer, FailureVerdict) else None
+    wish: object = answer.retry_after_seconds if isinstance(answer, FailureVerdict) else None
+    return wish if isinstance(wish, int | float) else None
 
 
 def _is_same(answer: object, other: object) -> bool:
@@ -210,12 +244,10 @@ def _fits(answer: object, expected: object) -> bool:
     return answer == expected
 
 
-def _asked_and_dropped(
-    classifier: Classifier, make: Make, name: str
-) -> weakref.ref[Exception] | None:
+def _asked_and_dropped(classifier: Classifier, make: Make) -> weakref.ref[Exception] | None:
     """Ask about an exception, and return what tells whether it is still there."""
     exc = make()
-    _ask(classifier, exc, name)
+    _ask(classifier, exc)
     try:
         return weakref.ref(exc)
     except TypeError:  # built-in ones cannot be watched
@@ -236,7 +268,7 @@ def _snapshot(exc: BaseException) -> dict[str, object]:
 
 
 def _odd_exceptions() -> st.SearchStrategy[Odd]:
-    texts = st.sampled_from(["429", "rate_limit", "overloaded_error", "20", ""]) | st.text()
+    texts = st.sampled_from(["429", "rate_limit", "retry-after", "20", ""]) | st.text(max_size=5)
     values = st.deferred(
         lambda: st.one_of(
             st.none(),
@@ -259,6 +291,31 @@ def _odd_exceptions() -> st.SearchStrategy[Odd]:
         st.lists(values, max_size=2),
         st.dictionaries(names, values, max_size=5),
     )
+
+
+class _Steps(BaseException):
+    """Counts the lines that are run, and is raised when there are too many."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
+        self.left = max(0, self.left - 1)
+        if not self.left:
+            raise self
+        return self.trace
+
+
+@contextmanager
+def _at_most(lines: int) -> Generator[_Steps]:
+    """Let this thread run no more than so many lines."""
+    steps, before = _Steps(lines), sys.gettrace()
+    sys.settrace(steps.trace)
+    try:
+        yield steps
+    finally:
+        sys.settrace(before)
 
 
 class _State(BaseModel):
@@ -290,7 +347,7 @@ def _check_run(classifier: Classifier, make: Make, name: str) -> None:
         result = run_node_sync(
             failing,
             _State(),
-            classifiers=[classifier],
+            classifiers=[_closing(classifier)],
             clock=FakeClock(auto_advance=True),
             policy_map=dict.fromkeys(retried, policy),
             disabled_plugins=installed_plugins(),
@@ -305,10 +362,12 @@ def _answers(classifier: Classifier, make: Make, calls: int) -> list[FailureVerd
     for attempt in range(1, calls + 1):
         exc = make()
         context = NodeContext("a run", "failing", attempt, "failing")
-        answer = classifier(exc, context)
-        if answer is None:
+        answer = _ask(classifier, exc, context)
+        if isinstance(answer, FailureClass):
+            answer = FailureVerdict(answer)
+        if not isinstance(answer, FailureVerdict):
             answer = default_classifier(exc, context)
-        found.append(FailureVerdict(answer) if isinstance(answer, FailureClass) else answer)
+        found.append(answer)
     return found
 
 

@@ -317,28 +317,24 @@ def _wrapped(node: object, failures: _Failures) -> NodeLike:
 
 def _guarded(function: NodeFunction, failures: _Failures) -> NodeFunction:
     """Return a node like this one, that fails when it is told to."""
-    if is_async(function):
 
-        @wraps(function)
-        async def guarded(*args: object) -> object:
-            scope = current()
-            failures.raise_if_due(scope, "before")
-            answer = await cast("Callable[..., Awaitable[object]]", function)(*args)
-            failures.raise_if_due(scope, "after")
-            return answer
-    else:
+    async def guarded_async(*args: object) -> object:
+        scope = current()
+        failures.raise_if_due(scope, "before")
+        answer = await cast("Callable[..., Awaitable[object]]", function)(*args)
+        failures.raise_if_due(scope, "after")
+        return answer
 
-        @wraps(function)
-        def guarded(*args: object) -> object:
-            scope = current()
-            failures.raise_if_due(scope, "before")
-            answer = function(*args)
-            if hasattr(answer, "__await__"):
-                return _awaited(answer, scope, failures)
-            failures.raise_if_due(scope, "after")
-            return answer
+    def guarded(*args: object) -> object:
+        scope = current()
+        failures.raise_if_due(scope, "before")
+        answer = function(*args)
+        if hasattr(answer, "__await__"):
+            return _awaited(answer, scope, failures)
+        failures.raise_if_due(scope, "after")
+        return answer
 
-    wrapper = cast("Any", guarded)
+    wrapper: Any = wraps(function)(guarded_async if is_async(function) else guarded)
     wrapper.__signature__ = signature(function)  # how core tells whether it wants the context
     del wrapper.__wrapped__  # by which core would take an async wrapper of an object for sync
     settings: NodeSettings = getattr(function, SETTINGS, PLAIN_SETTINGS)

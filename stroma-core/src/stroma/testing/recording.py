@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Final, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 from stroma.errors import ConfigError
 from stroma.failures import error_text
-from stroma.nodes import is_async
 from stroma.testing._answers import (
     AnswerCodec,
     RecordedError,
     failed,
-    gives_awaitable,
     returned_by,
 )
 from stroma.testing._arguments import SECRET_NAMES, PlainArguments, arguments_of
@@ -126,31 +125,33 @@ class RecordedCalls:
             raise ConfigError(f"{function!r} has no name of its own: give wrap(…, name=…)")
         if self._functions.setdefault(called, function) != function:
             raise ConfigError(f"two functions are called {called!r}: give one wrap(…, name=…)")
-        gives = returned_by(function, called) if returns is None else returns
+        plain = cast("Callable[..., object]", function)
+        gives, is_awaited = returned_by(plain, called, sys._getframe(1).f_locals, returns)
         codec = AnswerCodec(called, gives)
-        return cast("Callable[P, R]", self._wrapped(cast("Any", function), called, codec))
+        wrapped = self._wrapped_async if is_awaited else self._wrapped
+        return cast("Callable[P, R]", wrapped(plain, called, codec))
+
+    def _wrapped_async(
+        self, function: Callable[..., object], called: str, codec: AnswerCodec
+    ) -> Callable[..., Awaitable[object]]:
+        @wraps(function)
+        async def wrapper(*args: object, **kwargs: object) -> object:
+            call = self._call(function, called, args, kwargs)
+            found = self._find(call.key)
+            if found is not None:
+                return codec.replay(found)
+            with self._noting_failure(call):
+                value = await cast("Awaitable[object]", function(*args, **kwargs))
+            self._add(call.key, codec.record(value))
+            return value
+
+        return wrapper
 
     def _wrapped(
         self, function: Callable[..., object], called: str, codec: AnswerCodec
     ) -> Callable[..., object]:
-        if is_async(function) or gives_awaitable(function):
-            awaited = cast("Callable[..., Awaitable[object]]", function)
-
-            @wraps(function)
-            async def later(*args: object, **kwargs: object) -> object:
-                call = self._call(function, called, args, kwargs)
-                found = self._find(call.key)
-                if found is not None:
-                    return codec.replay(found)
-                with self._noting_failure(call):
-                    value = await awaited(*args, **kwargs)
-                self._add(call.key, codec.record(value))
-                return value
-
-            return later
-
         @wraps(function)
-        def at_once(*args: object, **kwargs: object) -> object:
+        def wrapper(*args: object, **kwargs: object) -> object:
             call = self._call(function, called, args, kwargs)
             found = self._find(call.key)
             if found is not None:
@@ -160,7 +161,7 @@ class RecordedCalls:
             self._add(call.key, codec.record(value))
             return value
 
-        return at_once
+        return wrapper
 
     def _call(
         self,
@@ -220,7 +221,7 @@ class RecordedCalls:
         )
 
     @contextlib.contextmanager
-    def _noting_failure(self, call: _Call) -> Iterator[None]:
+    def _noting_failure(self, call: _Call) -> Generator[None]:
         try:
             yield
         except Exception as exc:

@@ -10,9 +10,9 @@ import pytest
 
 from stroma.errors import StoreError
 from stroma.records import PLAIN_EPOCH, RunStatus, RunUpdate
+from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_async
 from stroma.testing._kit import Kit
-from stroma.testing._records import written
 from stroma.testing._values import Note, commit, key, record, request
 
 T = TypeVar("T")

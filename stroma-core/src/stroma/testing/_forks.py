@@ -9,10 +9,10 @@ import pytest
 
 from stroma import clock as clocks
 from stroma.errors import RunLocked
+from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_fencing, if_outlives, if_server
 from stroma.testing._kit import Kit
 from stroma.testing._processes import fork, until_killed
-from stroma.testing._records import written
 from stroma.testing._values import DONE, Note, commit, record, request
 
 SKEW_SECONDS = 3600.0

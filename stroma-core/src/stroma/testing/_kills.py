@@ -9,10 +9,10 @@ import pytest
 
 from stroma.cost import NO_USAGE
 from stroma.records import CheckpointRecord, RunQuery, RunStatus, RunUpdate
+from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_outlives
 from stroma.testing._kit import Driven, Kit
 from stroma.testing._processes import KillPoints, fork
-from stroma.testing._records import written
 from stroma.testing._values import Note, commit, key, record, request
 
 Operation = Callable[[Driven, str], object]

@@ -6,9 +6,9 @@ import pytest
 
 from stroma.errors import RecordTooLarge
 from stroma.records import PLAIN_EPOCH
+from stroma.testing._checks import outcome_is, same_run, written
 from stroma.testing._clauses import clauses, if_records
 from stroma.testing._kit import Kit
-from stroma.testing._records import outcome_is, same_run, written
 from stroma.testing._values import DONE, Note, commit, key, record, request
 
 _MEGABYTE = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -341,7 +342,8 @@ class StateMachineClauses(_MachineSettings):
 
     def test_states_beside_a_dict(self, kit: Kit) -> None:
         """In any order of saves, loads and deletes, the store holds what a dict would."""
-        run_state_machine_as_test(lambda: MachineOfStates(kit), settings=self.machine_settings)
+        machine: Any = partial(MachineOfStates, kit)
+        run_state_machine_as_test(machine, settings=self.machine_settings)
 
 
 @clauses("ownership", if_fencing)
@@ -350,4 +352,5 @@ class RecordMachineClauses(_MachineSettings):
 
     def test_records_beside_a_model(self, kit: Kit) -> None:
         """In any order of operations by three workers, the store follows the model."""
-        run_state_machine_as_test(lambda: MachineOfRecords(kit), settings=self.machine_settings)
+        machine: Any = partial(MachineOfRecords, kit)
+        run_state_machine_as_test(machine, settings=self.machine_settings)

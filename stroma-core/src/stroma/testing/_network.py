@@ -12,9 +12,9 @@ import pytest
 
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.records import RunQuery, RunStatus, RunUpdate
+from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_server
 from stroma.testing._kit import Driven, Kit
-from stroma.testing._records import written
 from stroma.testing._values import DONE, Note, commit, record, request
 
 _MAX_REPLIES = 6

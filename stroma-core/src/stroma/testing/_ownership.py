@@ -6,9 +6,9 @@ import pytest
 
 from stroma.errors import AlreadyCommitted, RunLocked, StaleOwner, StoreError
 from stroma.records import RunStatus, RunUpdate
+from stroma.testing._checks import outcome_is, same_run, written
 from stroma.testing._clauses import clauses, if_fencing
 from stroma.testing._kit import Driven, Kit, in_threads
-from stroma.testing._records import outcome_is, same_run, written
 from stroma.testing._values import DONE, LONG_SECONDS, commit, key, record, request
 
 

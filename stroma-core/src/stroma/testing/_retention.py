@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from stroma.records import RunQuery, RunStatus, RunUpdate
+from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_records
 from stroma.testing._kit import Kit
 from stroma.testing._listing import finished, ids_of
-from stroma.testing._records import written
 from stroma.testing._values import Note, key, record, request
 
 

@@ -109,8 +109,7 @@ class FaultyStore:
         unknown = {*self._operations, *(f.operation for f in self.plan)} - {*OPERATIONS, "*"}
         if unknown:
             raise ConfigError(
-                f"{sorted(unknown)[0]!r} is no operation of a store; there are "
-                f"{', '.join(OPERATIONS)}"
+                f"{min(unknown)!r} is no operation of a store; there are {', '.join(OPERATIONS)}"
             )
         if not 0 <= rate <= 1:
             raise ConfigError(f"rate must be from 0 to 1, not {rate!r}")

@@ -18,8 +18,9 @@ from stroma.testing._listing import ListingClauses
 from stroma.testing._machine import RecordMachineClauses, StateMachineClauses
 from stroma.testing._network import NetworkClauses
 from stroma.testing._ownership import OwnershipClauses
-from stroma.testing._records import RecordClauses, RunClauses
+from stroma.testing._records import RecordClauses
 from stroma.testing._retention import RetentionClauses
+from stroma.testing._runs import RunClauses
 from stroma.testing.subject import StoreSubject
 
 

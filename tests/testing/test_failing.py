@@ -22,8 +22,7 @@ from stroma import (
     parallel,
     report_usage,
 )
-from stroma.testing.clock import FakeClock
-from stroma.testing.failing import FailingNodes, FailingPipeline, failing
+from stroma.testing import FailingNodes, FailingPipeline, FakeClock, failing
 
 
 class Number(BaseModel):

@@ -16,8 +16,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from stroma import AsyncInMemoryStore, ConfigError, RunStatus, StromaRunner, node
-from stroma.testing.clock import FakeClock
-from stroma.testing.recording import RecordedCalls, RecordedError, UnknownCall, recorded_calls
+from stroma.testing import FakeClock, RecordedCalls, RecordedError, UnknownCall, recorded_calls
 
 
 class Answer(BaseModel):
@@ -324,7 +323,7 @@ async def test_values_of_many_kinds_are_arguments(path: Path) -> None:
 def test_sets_are_written_in_one_order_in_every_process(tmp_path: Path) -> None:
     program = """
 import sys
-from stroma.testing.recording import recorded_calls
+from stroma.testing import recorded_calls
 def ask(words: object) -> int: return 1
 with recorded_calls(sys.argv[1], mode="record") as calls:
     calls.wrap(ask)({"a", "b", "c", "d", "e", "f"})

@@ -25,8 +25,7 @@ from stroma import (
     parallel,
     stroma_node,
 )
-from stroma.testing.clock import FakeClock
-from stroma.testing.single_node import run_node, run_node_sync
+from stroma.testing import FakeClock, run_node, run_node_sync
 
 
 class Text(BaseModel):

@@ -49,6 +49,7 @@ Case: TypeAlias = tuple[Exception, FailureClass | FailureVerdict | None]
 
 _CONTEXT: Final = NodeContext("a run", "a node", 1, "a node[3]")
 _MAX_RETRIES: Final = 2
+_NEEDLESS: Final = (HealthCheck.differing_executors, HealthCheck.function_scoped_fixture)
 _MAX_STEPS: Final = 100_000
 _STATUS_AFTER: Final = {
     FailureClass.RECOVERABLE: RunStatus.PARTIAL,

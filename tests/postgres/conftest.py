@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
@@ -17,6 +18,7 @@ from tests.servers.postgres import (
     shared_server,
 )
 
+Admin: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 MakeStore = Callable[..., PostgresStore]
 
 
@@ -52,7 +54,14 @@ def schema(server: Server) -> Iterator[str]:
     """A name for the schema of this test."""
     name = f"test_{unique_id()}"
     yield name
-    asyncio.run(run_sql(server, f'DROP SCHEMA IF EXISTS "{name}" CASCADE'))
+    run_sql_now(server, f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+
+def run_sql_now(server: Server, sql: str) -> None:
+    """Run statements as the owner of everything, whether or not a loop is running here."""
+    thread = threading.Thread(target=lambda: asyncio.run(run_sql(server, sql)))
+    thread.start()
+    thread.join()
 
 
 async def run_sql(server: Server, sql: str) -> None:
@@ -86,7 +95,7 @@ def store(make_store: MakeStore) -> PostgresStore:
 
 
 @pytest.fixture
-async def admin(server: Server) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+async def admin(server: Server) -> AsyncIterator[Admin]:
     """A connection to look behind the store."""
     connection = await asyncpg.connect(server.dsn, statement_cache_size=0)
     yield connection

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stroma.errors import StoreError
 from stroma.records import CheckpointRecord, Commit, RecordKey
 from stroma.stores.rules import already_committed, stale
-from stroma_postgres._columns import RECORD, UPDATE
-from stroma_postgres._rows import Row, arrays, record_row, update_row
+from stroma_postgres._columns import COMMIT, ROW, UPDATE
+from stroma_postgres._rows import Row, header_row, record_row, text_arrays, update_row
+
+if TYPE_CHECKING:
+    from asyncpg import Record
 
 MAX_STATEMENT_BYTES: Final = 32_000_000
 """Payloads of one statement. The server copies an array some times over before it writes it."""
@@ -56,31 +59,31 @@ def statements_of(commits: Sequence[Commit]) -> Iterator[list[int]]:
         yield group
 
 
-def commit_arguments(commits: Sequence[Commit]) -> list[list[Any]]:
-    """Return the arguments of `commit_v1`. Commits and records are counted from 1."""
-    updates = [
-        update_row(number, commit.update)
-        for number, commit in enumerate(commits, 1)
-        if commit.update is not None and commit.token
-    ]
-    records = [
-        (number, *record_row(record))
-        for number, commit in enumerate(commits, 1)
-        for record in _distinct(commit)
-    ]
+def commit_arguments(commits: Sequence[Commit]) -> list[Any]:
+    """Return the arguments of `commit_v1`. Commits, records and bytes are counted from 1."""
+    heads: list[Row] = []
+    updates: list[Row] = []
+    rows: list[Row] = []
+    payloads: list[bytes] = []
+    start = 1
+    for number, commit in enumerate(commits, 1):
+        is_broken = commit.token != "" and _contradicts_itself(commit) is not None
+        heads.append((commit.run_id, commit.token, commit.lease_ms, is_broken))
+        if commit.update is not None and commit.token:
+            updates.append(update_row(number, commit.update))
+        for header, payload in _distinct(commit):
+            rows.append((number, *header_row(header), start, len(payload)))
+            payloads.append(payload)
+            start += len(payload)
     return [
-        [commit.run_id for commit in commits],
-        [commit.token for commit in commits],
-        [commit.lease_ms for commit in commits],
-        [bool(commit.token) and _contradicts_itself(commit) is not None for commit in commits],
-        *arrays(updates, len(UPDATE)),
-        *arrays(records, len(RECORD)),
+        *text_arrays(heads, len(COMMIT)),
+        *text_arrays(updates, len(UPDATE)),
+        *text_arrays(rows, len(ROW)),
+        b"".join(payloads),
     ]
 
 
-def refusals_of(
-    commits: Sequence[Commit], rows: Sequence[Sequence[Any]]
-) -> list[StoreError | None]:
+def refusals_of(commits: Sequence[Commit], rows: Sequence[Record]) -> list[StoreError | None]:
     """Return the outcome of each commit from what `commit_v1` returned: a row of each refusal."""
     outcomes: list[StoreError | None] = [None] * len(commits)
     records = [record for commit in commits for record in _distinct(commit)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -21,12 +21,19 @@ from stroma_postgres._errors import (
 )
 from stroma_postgres._names import names_of
 from stroma_postgres._options import PostgresOptions
-from stroma_postgres._pool import Borrowed, Connections, Lender, close_politely
+from stroma_postgres._pool import (
+    Borrowed,
+    Connections,
+    Lender,
+    OwnConnection,
+    close_politely,
+    fetch,
+)
 from stroma_postgres._setup import look, migrate
 from stroma_postgres._statements import Statements, statements
 
 if TYPE_CHECKING:
-    from stroma_postgres._pool import Connection, HandedInPool, OwnConnection
+    from stroma_postgres._pool import Connection, HandedInPool, Rows
 
 T = TypeVar("T")
 
@@ -48,6 +55,8 @@ class Client:
         self.address = "the pool's server" if pool else mask_passwords(options.dsn)
         self.durability = Durability.FSYNC
         self._pool_loop: asyncio.AbstractEventLoop | None = getattr(pool, "_loop", None)
+        self._hot = (self.sql.open, self.sql.add_one, self.sql.commit)
+        self._timeout = options.command_timeout_seconds
         self._is_set_up = False
         self._is_closed = False
         self._statement_cache_size = options.statement_cache_size
@@ -66,32 +75,26 @@ class Client:
         await self._in_the_pools_loop(lambda: self._setup(again=True))
 
     async def run(
-        self,
-        what: str,
-        body: Callable[[Connection], Awaitable[T]],
-        *,
-        is_write: bool,
-    ) -> Answer[T]:
-        """Lend a connection to ``body``, which sends one statement that may be sent twice.
+        self, what: str, statement: str, arguments: Sequence[Any], *, is_write: bool
+    ) -> Answer:
+        """Send one statement; once more if its connection breaks, as it may be done twice.
 
         Args:
             what: is done, to which run, for messages.
-            body: sends the statement.
+            statement: the SQL.
+            arguments: of the SQL.
             is_write: it changes something.
-
-        Returns:
-            What ``body`` returned, and whether an earlier try may have been done, too.
 
         Raises:
             StoreError: it was not done, or nobody knows.
         """
 
-        async def use() -> Answer[T]:
+        async def send() -> Answer:
             if not self._is_set_up:
                 await self._setup()
-            return await self._use(what, body, is_write=is_write)
+            return await self._send(what, statement, arguments, is_write=is_write)
 
-        return await self._in_the_pools_loop(use)
+        return await self._in_the_pools_loop(send)
 
     async def _in_the_pools_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run it here; or where a pool that was handed in belongs, which works nowhere else."""
@@ -111,15 +114,15 @@ class Client:
             )
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._pool_loop))
 
-    async def _use(
-        self, what: str, body: Callable[[Connection], Awaitable[T]], *, is_write: bool
-    ) -> Answer[T]:
+    async def _send(
+        self, what: str, statement: str, arguments: Sequence[Any], *, is_write: bool
+    ) -> Answer:
         lender = self._lender()
         maybe_done = False
         for is_last in (False, True):
             connection = await self._acquire(lender, what, maybe_done=maybe_done)
             try:
-                result = await body(connection)
+                rows = await fetch(connection, statement, arguments, self._timeout)
             except BaseException as exc:
                 await _take_back(lender, connection, exc)
                 if not isinstance(exc, Exception):
@@ -132,7 +135,7 @@ class Client:
                 lender.expire()
             else:
                 await lender.give_back(connection)
-                return Answer(result, maybe_done)
+                return Answer(rows, maybe_done)
         raise AssertionError("the second try returns or raises")
 
     async def _acquire(self, lender: Lender, what: str, *, maybe_done: bool) -> Connection:
@@ -141,9 +144,7 @@ class Client:
         except Exception as exc:
             error = connect_error(exc, self.address)
             if maybe_done:
-                error = operation_error(
-                    error.__cause__ or error, self.address, what, is_lost_write=True
-                )
+                error = operation_error(exc, self.address, what, is_lost_write=True)
             raise error from error.__cause__
 
     def _lender(self) -> Lender:
@@ -161,7 +162,14 @@ class Client:
         )
 
     async def _connect(self) -> OwnConnection:
-        return await self._connect_with(self._statement_cache_size or 0)
+        size = self._statement_cache_size or 0
+        connection = await self._connect_with(size)
+        try:
+            await connection.make_ready(self._hot if size else ())
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def _connect_with(self, statement_cache_size: int) -> OwnConnection:
         options = self._options
@@ -170,6 +178,7 @@ class Client:
             timeout=options.acquire_timeout_seconds,
             command_timeout=options.command_timeout_seconds,
             statement_cache_size=statement_cache_size,
+            connection_class=OwnConnection,
             **options.connect_options,
         )
 
@@ -223,15 +232,15 @@ class Client:
         await self._lenders.aclose()
 
 
-class Answer(NamedTuple, Generic[T]):
-    """What an operation returned.
+class Answer(NamedTuple):
+    """What a statement returned.
 
     Attributes:
-        value: of the last try.
+        rows: of the last try.
         is_repeated: the first try was not answered, and may have been done, too.
     """
 
-    value: T
+    rows: Rows
     is_repeated: bool
 
 

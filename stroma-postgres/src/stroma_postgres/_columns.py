@@ -73,6 +73,22 @@ RECORD: Final = (
 KEY: Final = ("run_id", "path", "kind", "attempt", "epoch")
 """The primary key of records: what `fetch` and the headers of a run are found by."""
 
+ROW: Final = (
+    Column("commit_no", "integer"),
+    *RECORD[1:-1],
+    Column("payload_start", "integer"),
+    Column("payload_size", "integer"),
+)
+"""A record of a commit; all payloads are in one value, one after the other, from 1."""
+
+COMMIT: Final = (
+    Column("run_id", _TEXT),
+    Column("token", _TEXT),
+    Column("lease_ms", "bigint"),
+    Column("is_broken", "boolean"),
+)
+"""A commit without its records and its update."""
+
 UPDATE: Final = (
     Column("commit_no", "integer"),
     Column("status", _TEXT),
@@ -91,6 +107,15 @@ UPDATE: Final = (
 def base_type(column: Column) -> str:
     """Return the type of a parameter or a result of this column."""
     return column.type.removesuffix(' COLLATE "C"')
+
+
+def arrays(columns: tuple[Column, ...], start: int) -> str:
+    """Return the parameters of arrays, one of each column, for a call.
+
+    They are sent as text. For arrays of anything else the driver would ask the server for the
+    type, on each new connection, by a query that takes longer than all commits of a run.
+    """
+    return ", ".join(f"${n}::text[]::{base_type(c)}[]" for n, c in enumerate(columns, start))
 
 
 def names(columns: tuple[Column, ...], prefix: str = "") -> str:

@@ -80,13 +80,11 @@ def operation_error(exc: Exception, address: str, what: str, *, is_lost_write: b
         what: was done, to which run.
         is_lost_write: a write may have been done, and the answer is lost.
     """
+    if is_lost_write:
+        lost = f"{what}: PostgreSQL at {address} did not answer, and may have done it"
+        return _made(OutcomeUnknown, lost, exc)
     if isinstance(exc, StoreError):
         return exc
-    if is_lost_write:
-        return _made(
-            OutcomeUnknown, f"{what}: PostgreSQL at {address} did not answer, and may have done it",
-            exc,
-        )  # fmt: skip
     return _made(_kind_of(exc), f"{what}: PostgreSQL at {address} could not do it", exc)
 
 

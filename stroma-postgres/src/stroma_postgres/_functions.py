@@ -25,6 +25,7 @@ from stroma.records import PLAIN_EPOCH
 from stroma_postgres._columns import (
     KEY,
     RECORD,
+    ROW,
     RUN,
     UPDATE,
     USAGE,
@@ -169,25 +170,24 @@ def _new_value(column: Column) -> str:
 
 def _commit(at: Names) -> str:
     updates = ", ".join(f"u_{c.name} {base_type(c)}[]" for c in UPDATE)
-    rows = ", ".join(f"r_{c.name} {base_type(c)}[]" for c in RECORD[1:])
+    rows = ", ".join(f"r_{c.name} {base_type(c)}[]" for c in ROW)
     update_arrays = ", ".join(f"u_{c.name}" for c in UPDATE)
-    row_arrays = ", ".join(f"r_{c.name}" for c in RECORD[1:])
+    row_arrays = ", ".join(f"r_{c.name}" for c in ROW)
     key = " AND ".join(f"k.{name} = r.{name}" for name in KEY if name != "run_id")
-    row = ", ".join(f"r.{c.name}" for c in RECORD[1:])
+    row = ", ".join(f"r.{c.name}" for c in RECORD[1:-1])
+    row += ", substring(payloads FROM r.payload_start FOR r.payload_size)"
     replaced = ", ".join(f"{c.name} = excluded.{c.name}" for c in RECORD if c.name not in KEY)
     spend = ",\n            ".join(
         f"{c.name} = CASE WHEN u.has_spend THEN u.{c.name} ELSE x.{c.name} END" for c in USAGE
     )
     # The names of commit and record numbers, for what the arrays are unnested to.
     commits = "unnest(c_run_id, c_token, c_lease_ms) WITH ORDINALITY c(run_id, token, lease_ms, n)"
-    records = (
-        f"unnest(r_commit_no, {row_arrays}) WITH ORDINALITY r(commit_no, {names(RECORD[1:])}, n)"
-    )
+    records = f"unnest({row_arrays}) WITH ORDINALITY r({names(ROW)}, n)"
     return f"""
 CREATE OR REPLACE FUNCTION {at.of(COMMIT)}(
     c_run_id text[], c_token text[], c_lease_ms bigint[], c_is_broken boolean[],
     {updates},
-    r_commit_no integer[], {rows}
+    {rows}, payloads bytea
 ) RETURNS TABLE (o_commit_no integer, o_refusal text, o_holder text, o_record_no integer)
 LANGUAGE plpgsql
 {_SETTINGS}

@@ -17,6 +17,16 @@ MAX_PREFIX_BYTES: Final = 40
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES: Final = 63
 
+_SET_BY_THE_STORE: Final = (
+    "dsn",
+    "loop",
+    "timeout",
+    "command_timeout",
+    "statement_cache_size",
+    "connection_class",
+    "record_class",
+)
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -69,7 +79,7 @@ class PostgresOptions(BaseModel):
     @field_validator("connect_options")
     @classmethod
     def _check_connect_options(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        for name in ("dsn", "loop", "timeout", "command_timeout", "statement_cache_size"):
+        for name in _SET_BY_THE_STORE:
             if name in value:
                 raise ValueError(f"{name} is set by the store: leave it out")
         return value

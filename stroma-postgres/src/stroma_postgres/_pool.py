@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import asyncpg
 
@@ -19,10 +19,15 @@ from stroma.errors import StoreUnavailable, StoreUnusable
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
+    from asyncpg.prepared_stmt import PreparedStatement
 
-    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
-    OwnConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    BaseConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     HandedInPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    BorrowedConnection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
+    Connection: TypeAlias = BaseConnection | BorrowedConnection
+    Rows: TypeAlias = Sequence[asyncpg.Record]
+else:
+    BaseConnection = asyncpg.Connection
 
 _CLOSE_SECONDS: Final = 5.0
 """How long a connection may take to be cancelled and closed politely."""
@@ -32,6 +37,27 @@ _TRUSTED_SECONDS: Final = 1.0
 
 _TURNS: Final = 6
 """Turns of the event loop in which the end of a connection gets from the socket to the driver."""
+
+
+class OwnConnection(BaseConnection):
+    """A connection that has the commonest statements prepared before its first use.
+
+    The driver would prepare them when they are first sent, by a round trip of a run's own.
+    """
+
+    __slots__ = ("_ready",)
+    _ready: dict[str, PreparedStatement[asyncpg.Record]]
+
+    async def make_ready(self, statements: Sequence[str]) -> None:
+        """Prepare statements, to be sent by `fetch_ready`."""
+        self._ready = {statement: await self.prepare(statement) for statement in statements}
+
+    async def fetch_ready(self, statement: str, arguments: Sequence[Any], timeout: float) -> Rows:
+        """Return what `fetch` returns."""
+        ready = self._ready.get(statement)
+        if ready is None:
+            return await self.fetch(statement, *arguments, timeout=timeout)
+        return await ready.fetch(*arguments, timeout=timeout)
 
 
 class Lender(Protocol):
@@ -60,6 +86,15 @@ class Lender(Protocol):
     def expire(self) -> None:
         """Use none of the connections again that lie idle now."""
         ...
+
+
+async def fetch(
+    connection: Connection, statement: str, arguments: Sequence[Any], timeout: float
+) -> Rows:
+    """Send a statement, and return its rows."""
+    if isinstance(connection, OwnConnection):
+        return await connection.fetch_ready(statement, arguments, timeout)
+    return await connection.fetch(statement, *arguments, timeout=timeout)
 
 
 async def close_politely(connection: OwnConnection) -> None:
@@ -187,7 +222,7 @@ class Connections:
 
     async def give_back(self, connection: Connection) -> None:
         """Take a connection back whose last statement was answered."""
-        self._lend_on(connection)  # type: ignore[arg-type]
+        self._lend_on(cast("OwnConnection", connection))
 
     def _lend_on(self, connection: OwnConnection) -> None:
         if connection.is_closed():
@@ -217,7 +252,7 @@ class Connections:
 
     async def give_up(self, connection: Connection) -> None:
         """Close a connection; its statement under way is cancelled at the server."""
-        self._discard(connection)  # type: ignore[arg-type]
+        self._discard(cast("OwnConnection", connection))
 
     def _discard(self, connection: OwnConnection) -> None:
         # In a task of its own: whoever gave it up may be cancelled, and need not wait. The slot
@@ -309,12 +344,13 @@ class Borrowed:
 
     async def give_back(self, connection: Connection) -> None:
         """Take a connection back whose last statement was answered."""
-        await self._pool.release(connection)
+        await self._pool.release(cast("BorrowedConnection", connection))
 
     async def give_up(self, connection: Connection) -> None:
         """Take a connection back; the pool waits for a statement that it cancels."""
         with contextlib.suppress(Exception):
-            await self._pool.release(connection, timeout=_CLOSE_SECONDS)
+            borrowed = cast("BorrowedConnection", connection)
+            await self._pool.release(borrowed, timeout=_CLOSE_SECONDS)
 
     def expire(self) -> None:
         """Leave the pool as it is: it looks for closed connections by itself."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stroma.cost import NO_USAGE, Usage
 from stroma.errors import RecordCorrupt
@@ -23,6 +23,9 @@ from stroma.records import (
     epochs_to_text,
 )
 from stroma_postgres._columns import RECORD, RUN
+
+if TYPE_CHECKING:
+    from asyncpg import Record
 
 Row = tuple[Any, ...]
 
@@ -50,8 +53,12 @@ def usage_of(row: Sequence[Any]) -> Usage:
 
 def record_row(record: CheckpointRecord) -> Row:
     """Return the columns of a record, without the run's id."""
-    header, payload = record
-    return (*header[1:11], *usage_row(header.usage), *header[12:], payload)
+    return (*header_row(record.header), record.payload)
+
+
+def header_row(header: RecordHeader) -> Row:
+    """Return the columns of a header, without the run's id."""
+    return (*header[1:11], *usage_row(header.usage), *header[12:])
 
 
 def record_of(row: Sequence[Any]) -> CheckpointRecord:
@@ -126,7 +133,7 @@ def open_arguments(request: OpenRequest) -> Row:
     )
 
 
-def opened_of(rows: Sequence[Sequence[Any]], *, is_claimed: bool | None = None) -> OpenedRun | None:
+def opened_of(rows: Sequence[Record], *, is_claimed: bool | None = None) -> OpenedRun | None:
     """Return the run of the rows that `open_v1` returned; None if there is no run.
 
     Args:
@@ -175,14 +182,23 @@ def fetch_arguments(run_id: str, keys: Sequence[RecordKey]) -> Row:
     """Return the arguments of `Statements.fetch`."""
     return (
         run_id,
-        [key.epoch for key in keys],
+        [None if key.epoch is None else str(key.epoch) for key in keys],
         [key.path for key in keys],
         [key.kind for key in keys],
-        [key.attempt for key in keys],
+        [str(key.attempt) for key in keys],
     )
 
 
-def arrays(rows: Iterable[Row], width: int) -> list[list[Any]]:
-    """Return rows as one list for each column."""
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
+def text_arrays(rows: Sequence[Row], width: int) -> list[list[str | None]]:
+    """Return rows as one list for each column, in PostgreSQL's text format."""
+    if not rows:
+        return [[] for _ in range(width)]
+    return [[_text(value) for value in column] for column in zip(*rows, strict=True)]
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return "\\x" + value.hex()
+    return str(value)  # numbers come back as they were, and True is a boolean in SQL, too

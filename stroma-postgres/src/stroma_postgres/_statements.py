@@ -8,9 +8,11 @@ from typing import Any, Final, NamedTuple
 from stroma.record_codec import storable
 from stroma.records import PLAIN_EPOCH, RunQuery
 from stroma.stores.rules import cursor_position
-from stroma_postgres._columns import KEY, RECORD, RUN, UPDATE, names
+from stroma_postgres._columns import COMMIT, KEY, RECORD, ROW, RUN, UPDATE, arrays, names
 from stroma_postgres._functions import (
-    COMMIT,
+    COMMIT as COMMIT_V1,
+)
+from stroma_postgres._functions import (
     DELETE,
     NEW_RUN,
     NO_RECORD,
@@ -70,7 +72,7 @@ def statements(at: Names) -> Statements:
         open=_call(at.of(OPEN), 6 + len(NEW_RUN)),
         inspect=_inspect(at),
         add_one=_add_one(at),
-        commit=_call(at.of(COMMIT), 4 + len(UPDATE) + len(RECORD)),
+        commit=_commit(at),
         renew=_renew(at),
         release=f"UPDATE {at.runs} SET owner = '', holder = '', lease_expires_at = 0, "
         f"updated_at = {_EPOCH_NOW} WHERE run_id = $1 AND owner = $2",
@@ -102,6 +104,11 @@ def _marks(count: int, start: int = 1) -> str:
     return ", ".join(f"${n}" for n in range(start, start + count))
 
 
+def _commit(at: Names) -> str:
+    columns = (*COMMIT, *UPDATE, *ROW)
+    return f"SELECT * FROM {at.of(COMMIT_V1)}({arrays(columns, 1)}, ${len(columns) + 1})"
+
+
 def _inspect(at: Names) -> str:
     run = ", ".join(f"x.{column.name}" for column in RUN)
     newest = f"({newest_result(at, '$1')})"
@@ -123,7 +130,7 @@ def _add_one(at: Names) -> str:
         f"INSERT INTO {at.records} ({names(RECORD)}) "
         f"SELECT x.run_id, {_marks(len(RECORD) - 1, 3)} FROM ("
         f"SELECT r.run_id FROM {at.runs} r WHERE r.run_id = $1 AND r.owner = $2 "
-        f"FOR NO KEY UPDATE) x ON CONFLICT ({', '.join(KEY)}) DO NOTHING"
+        f"FOR NO KEY UPDATE) x ON CONFLICT ({', '.join(KEY)}) DO NOTHING RETURNING 1"
     )
 
 
@@ -141,7 +148,7 @@ def _fetch(at: Names) -> str:
     columns = ", ".join(f"found.{column.name}" for column in RECORD)
     return (
         f"SELECT wanted.n, {columns} "
-        "FROM unnest($2::integer[], $3::text[], $4::text[], $5::integer[]) "
+        "FROM unnest($2::text[]::integer[], $3::text[], $4::text[], $5::text[]::integer[]) "
         "WITH ORDINALITY AS wanted(epoch, path, kind, attempt, n) "
         f"CROSS JOIN LATERAL (SELECT * FROM {at.records} k WHERE k.run_id = $1 "
         "AND k.path = wanted.path AND k.kind = wanted.kind AND k.attempt = wanted.attempt "

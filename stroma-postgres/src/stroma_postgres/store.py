@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from stroma.checkpoint import Capabilities, check_size
 from stroma.errors import ConfigError, OutcomeUnknown, StaleOwner, StoreError
@@ -25,7 +25,7 @@ from stroma_postgres._batches import (
     refusals_of,
     statements_of,
 )
-from stroma_postgres._client import Answer, Client
+from stroma_postgres._client import Client
 from stroma_postgres._errors import is_value_error
 from stroma_postgres._options import PostgresOptions, checked_options
 from stroma_postgres._rows import fetch_arguments, open_arguments, opened_of, record_of, run_of
@@ -33,11 +33,7 @@ from stroma_postgres._setup import capabilities_of
 from stroma_postgres._statements import listing, purging
 
 if TYPE_CHECKING:
-    from asyncpg import Record
-
-    from stroma_postgres._pool import Connection, HandedInPool
-
-    Rows: TypeAlias = Sequence[Record]
+    from stroma_postgres._pool import HandedInPool, Rows
 
 _PURGE_PAGE: Final = 100
 
@@ -116,7 +112,6 @@ class PostgresStore(AsyncPlainMethods):
     def _connect_to(self, options: PostgresOptions, pool: HandedInPool | None) -> None:
         self._client = Client(options, pool)
         self._sql = self._client.sql
-        self._timeout = options.command_timeout_seconds
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._client.address!r})"
@@ -145,8 +140,10 @@ class PostgresStore(AsyncPlainMethods):
             RunLocked: another token owns it.
         """
         what = f"run {request.run_id!r}: open_run"
-        answer = await self._fetch(what, self._sql.open, open_arguments(request), is_write=True)
-        rows = answer.value
+        answer = await self._client.run(
+            what, self._sql.open, open_arguments(request), is_write=True
+        )
+        rows = answer.rows
         opened = opened_of(rows)
         if opened is None:
             return None
@@ -186,26 +183,22 @@ class PostgresStore(AsyncPlainMethods):
 
     async def _commit_one(self, commit: Commit) -> StoreError | None:
         """Write a commit of one record; ask for the reason only if it was not added."""
-        arguments, timeout = one_record_arguments(commit), self._timeout
-        statement = self._sql.add_one
-
-        async def add(connection: Connection) -> str:
-            return await connection.execute(statement, *arguments, timeout=timeout)
-
         try:
-            answer = await self._client.run(_saving([commit]), add, is_write=True)
+            answer = await self._client.run(
+                _saving([commit]), self._sql.add_one, one_record_arguments(commit), is_write=True
+            )
         except StoreError as exc:
             if _is_about_a_value(exc):
                 return exc
             raise
-        if answer.value == "INSERT 0 1":
+        if answer.rows:
             return None
         (outcome,) = await self._commit([commit])
         return _unless_done(commit, outcome) if answer.is_repeated else outcome
 
     async def _commit(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         try:
-            answer = await self._fetch(
+            answer = await self._client.run(
                 _saving(commits), self._sql.commit, commit_arguments(commits), is_write=True
             )
         except StoreError as exc:
@@ -214,7 +207,7 @@ class PostgresStore(AsyncPlainMethods):
             if len(commits) == 1:
                 return [exc]
             return [(await self._commit([commit]))[0] for commit in commits]
-        outcomes = refusals_of(commits, answer.value)
+        outcomes = refusals_of(commits, answer.rows)
         if answer.is_repeated:
             return [_unless_done(*pair) for pair in zip(commits, outcomes, strict=True)]
         return outcomes
@@ -223,17 +216,17 @@ class PostgresStore(AsyncPlainMethods):
         """Extend leases; see `RecordStore.renew`."""
         run_ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
         arguments = (run_ids, tokens, lease_ms)
-        answer = await self._fetch(
+        answer = await self._client.run(
             f"renewal of {len(claims)} runs", self._sql.renew, arguments, is_write=True
         )
-        renewed = {(row[0], row[1]) for row in answer.value}
+        renewed = {(row[0], row[1]) for row in answer.rows}
         return [claim in renewed for claim in claims]
 
     async def release(self, run_id: str, token: str) -> None:
         """Give up a run, if the token owns it."""
         if token:
             what = f"run {run_id!r}: release"
-            await self._fetch(what, self._sql.release, (run_id, token), is_write=True)
+            await self._client.run(what, self._sql.release, (run_id, token), is_write=True)
 
     async def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> list[CheckpointRecord | None]:
         """Return the record of each key, or None."""
@@ -248,12 +241,14 @@ class PostgresStore(AsyncPlainMethods):
             return RunPage(())
         statement, arguments = listing(self._sql.list_runs, query)
         rows = await self._read("listing of runs", statement, arguments)
-        page = tuple(run_of(row) for row in rows[: query.limit])
+        page = tuple(run_of(row[:]) for row in rows[: query.limit])
         return RunPage(page, cursor_after(page[-1]) if len(rows) > query.limit else "")
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""
-        await self._fetch(f"run {run_id!r}: delete", self._sql.delete, (run_id,), is_write=True)
+        await self._client.run(
+            f"run {run_id!r}: delete", self._sql.delete, (run_id,), is_write=True
+        )
 
     async def purge(self, query: RunQuery) -> int:
         """Remove runs that a query finds and nobody owns; the limit counts the removed.
@@ -267,8 +262,8 @@ class PostgresStore(AsyncPlainMethods):
         while removed < query.limit:
             limit = min(_PURGE_PAGE, query.limit - removed)
             arguments = purging(query._replace(limit=limit))
-            answer = await self._fetch("purge", self._sql.purge, arguments, is_write=True)
-            count = int(answer.value[0][0])
+            answer = await self._client.run("purge", self._sql.purge, arguments, is_write=True)
+            count = int(answer.rows[0][0])
             removed += count
             if count < limit:
                 break
@@ -280,7 +275,7 @@ class PostgresStore(AsyncPlainMethods):
         Raises:
             StoreError: they cannot; the message says why.
         """
-        await self._fetch("health", self._sql.touch, (), is_write=False)
+        await self._client.run("health", self._sql.touch, (), is_write=False)
 
     async def aclose(self) -> None:
         """Close the store's own connections; a pool that was handed in is left as it is.
@@ -290,17 +285,7 @@ class PostgresStore(AsyncPlainMethods):
         await self._client.aclose()
 
     async def _read(self, what: str, statement: str, arguments: Sequence[Any]) -> Rows:
-        return (await self._fetch(what, statement, arguments, is_write=False)).value
-
-    async def _fetch(
-        self, what: str, statement: str, arguments: Sequence[Any], *, is_write: bool
-    ) -> Answer[Rows]:
-        timeout = self._timeout
-
-        async def fetch(connection: Connection) -> Rows:
-            return await connection.fetch(statement, *arguments, timeout=timeout)
-
-        return await self._client.run(what, fetch, is_write=is_write)
+        return (await self._client.run(what, statement, arguments, is_write=False)).rows
 
 
 def _saving(commits: Sequence[Commit]) -> str:

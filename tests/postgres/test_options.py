@@ -1,0 +1,118 @@
+"""Choosing the store, its options, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stroma.errors import ConfigError
+from stroma.registry import StoreRegistry
+from stroma_postgres import PostgresOptions, PostgresStore, migrations_sql
+from stroma_postgres._plugin import PostgresFactory, stroma_register_stores
+
+DSN = "postgresql://app:s3cret@db.example:5432/app"
+
+BAD_NAMES = (
+    'public"; DROP TABLE users; --',
+    "a.b",
+    "a b",
+    "",
+    "1a",
+    "a-b",
+    "a\0b",
+    "é",
+    "a'b",
+    "a\nb",
+    "x" * 64,
+)
+
+
+class TestPlugin:
+    def test_importing_it_imports_neither_driver_nor_models(self) -> None:
+        program = (
+            "import sys, stroma_postgres._plugin as plugin\n"
+            "from stroma.registry import StoreRegistry\n"
+            "plugin.stroma_register_stores(StoreRegistry())\n"
+            "print([name for name in ('asyncpg', 'stroma_postgres._options') "
+            "if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[]"
+
+    def test_it_offers_a_name_and_two_schemes(self) -> None:
+        registry = StoreRegistry()
+        stroma_register_stores(registry)
+        factory, schemes = registry.factories["postgres"]
+        assert schemes == ("postgres", "postgresql")
+        options = factory.options.model_validate(factory.from_url(DSN))
+        assert isinstance(options, PostgresOptions)
+        assert isinstance(factory.open(options), PostgresStore)
+
+    def test_options_reach_the_store(self) -> None:
+        factory = PostgresFactory()
+        options = factory.options.model_validate({"dsn": DSN, "schema": "work", "migrate": False})
+        assert (options.schema_name, options.migrate) == ("work", False)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("max_connections", 0),
+            ("acquire_timeout_seconds", 0),
+            ("command_timeout_seconds", float("nan")),
+            ("max_idle_seconds", -1),
+            ("statement_cache_size", -1),
+            ("connect_options", {"statement_cache_size": 3}),
+        ],
+    )
+    def test_a_wrong_option_is_named(self, option: str, value: object) -> None:
+        options: dict[str, Any] = {option: value}
+        with pytest.raises(ConfigError, match=option):
+            PostgresStore(DSN, **options)
+
+    @pytest.mark.parametrize("name", BAD_NAMES)
+    @pytest.mark.parametrize("option", ["schema", "table_prefix"])
+    def test_names_that_are_no_identifiers_are_refused(self, option: str, name: str) -> None:
+        options: dict[str, Any] = {option: name}
+        with pytest.raises(ConfigError, match=option):
+            PostgresStore(DSN, **options)
+        with pytest.raises(ConfigError, match=option):
+            migrations_sql(**options)
+
+    def test_a_role_that_is_no_identifier_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="grant_to"):
+            migrations_sql(grant_to='app"; DROP ROLE app; --')
+
+    def test_a_dsn_or_a_pool(self) -> None:
+        with pytest.raises(ConfigError, match="dsn or a pool"):
+            PostgresStore()
+
+    def test_unknown_options_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="extra"):
+            PostgresOptions.model_validate({"dsn": DSN, "shema": "x"})
+
+
+class TestSecrets:
+    def texts(self) -> Iterator[str]:
+        store = PostgresStore(DSN, connect_options={"password": "s3cret"})
+        yield repr(store)
+        yield repr(PostgresOptions(dsn=DSN, connect_options={"password": "s3cret"}))
+        with pytest.raises(ConfigError) as refused:
+            PostgresStore(DSN, max_connections="postgresql://x:s3cret@y")  # type: ignore[arg-type]
+        yield repr(refused.value)
+
+    def test_passwords_are_not_printed(self) -> None:
+        for text in self.texts():
+            assert "s3cret" not in text
+
+    def test_the_server_is_named_without_it(self) -> None:
+        assert (
+            repr(PostgresStore(DSN)) == "PostgresStore('postgresql://app:***@db.example:5432/app')"
+        )

@@ -1,5 +1,7 @@
 """The checkpointing tutorial: continuing a failed pipeline, and stores of one's own."""
 
+import uuid
+
 import pytest
 from pydantic import BaseModel
 
@@ -10,12 +12,12 @@ from stroma import (
     CheckpointManager,
     CheckpointStore,
     ContractRegistry,
-    MissingPlugin,
     NodeContract,
     RunConfig,
     StromaRunner,
     stroma_node,
 )
+from tests.servers.redis import REDIS, shared_server
 
 
 class State(BaseModel):
@@ -106,17 +108,29 @@ async def test_going_on_at_a_recorded_step_buys_it_again_by_consent() -> None:
     assert steps.calls == ["step1", "step2", "step2"]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["RedisStore", "SyncRedisStore"])
-def test_a_redis_store_says_what_to_install(name: str) -> None:
-    with pytest.raises(MissingPlugin, match=r"pip install .*stroma-redis") as caught:
-        getattr(stroma, name)
+async def test_a_run_in_redis_is_continued_by_another_process(name: str) -> None:
+    store = getattr(stroma, name)(redis_url=shared_server(REDIS).url, ttl_seconds=3600)
+    run_id = f"tutorial-{uuid.uuid4()}"
+    steps = TwoSteps(failures=9)
 
-    assert isinstance(caught.value, ImportError)
+    config = RunConfig(run_id=run_id, random=lambda: 0.0)
+    first = await StromaRunner(steps.registry, CheckpointManager(store), config).run(
+        steps.nodes, State(value=5)
+    )
+    steps.failures = 0
+    reopened = getattr(stroma, name)(redis_url=shared_server(REDIS).url)
+    again = RunConfig(run_id=run_id, resume_from="step2")
+    result = await StromaRunner(steps.registry, CheckpointManager(reopened), again).run(
+        steps.nodes, State(value=5)
+    )
+    for each in (store, reopened):
+        await CheckpointManager(each).aclose()
 
-
-def test_importing_the_redis_store_says_what_to_install() -> None:
-    with pytest.raises(ImportError, match="stroma-redis"):
-        from stroma import RedisStore  # noqa: F401
+    assert str(first.status) == "PARTIAL"
+    assert str(result.status) == "RESUMED"
+    assert steps.calls.count("step1") == 1
 
 
 class AsyncOwnStore:

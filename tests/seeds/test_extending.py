@@ -22,7 +22,6 @@ from stroma import (
     ExecutionBudget,
     FailureClass,
     FailurePolicy,
-    MissingPlugin,
     NodeContext,
     NodeContract,
     RunConfig,
@@ -31,6 +30,7 @@ from stroma import (
 )
 from stroma.checkpoint import _resolve_schema, _schema_ref
 from stroma.runner import NodeHooks
+from tests.servers.redis import REDIS, shared_server
 
 
 class Question(BaseModel):
@@ -346,6 +346,16 @@ async def test_a_runner_of_all_extension_points(
     assert await SqlStore(tmp_path / "states.db").load("all", "ask") == result.final_state
 
 
-def test_redis_in_the_chain_says_what_to_install() -> None:
-    with pytest.raises(MissingPlugin, match=r"pip install .*stroma-redis"):
-        StromaRunner.quick().with_redis("redis://localhost:6379", ttl_seconds=7200)
+@pytest.mark.server
+async def test_redis_in_the_chain() -> None:
+    runner = StromaRunner.quick().with_redis(shared_server(REDIS).url, ttl_seconds=7200)
+
+    assert type(runner.checkpoint_manager.store).__name__ == "RedisStore"
+
+    @runner.node("ask", input=Question, output=Answer)
+    async def ask(state: Question) -> dict[str, str]:
+        return {"text": state.text.upper()}
+
+    async with runner:
+        result = await runner.run([ask], Question(text="rain"))
+    assert result.final_state == Answer(text="RAIN")

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import inspect
+import uuid
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from stroma import (
     FailureClass,
     FailurePolicy,
     InMemoryStore,
-    MissingPlugin,
     NodeContract,
     RunConfig,
     StromaRunner,
@@ -25,6 +25,7 @@ from stroma import (
     stroma_node,
 )
 from stroma.runner import NodeHooks
+from tests.servers.redis import REDIS, shared_server
 
 
 class InputState(BaseModel):
@@ -163,9 +164,13 @@ def test_defaults_are_those_of_the_page() -> None:
     assert fallback["at_budget_pct"].default == 0.8
 
 
-def test_redis_says_what_to_install() -> None:
-    with pytest.raises(MissingPlugin, match=r"pip install .*stroma-redis"):
-        StromaRunner.quick().with_redis("redis://localhost:6379")
+@pytest.mark.server
+async def test_with_redis_records_in_redis() -> None:
+    run_id = f"runner-api-{uuid.uuid4()}"
+    for status in ("COMPLETED", "RESUMED"):
+        async with StromaRunner.quick().with_redis(shared_server(REDIS).url) as runner:
+            result = await runner.run([doubling(runner)], InputState(value=2), run_id=run_id)
+            assert str(result.status) == status
 
 
 async def test_a_budget_stops_a_run_and_keeps_what_is_paid_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar, Unpack, cast
 
 from redis.asyncio import Redis, RedisCluster
 
+from stroma.batching import CommitBatcher, CommitMany
 from stroma.checkpoint import Capabilities
 from stroma.errors import ConfigError, StoreError
 from stroma.level0 import AsyncPlainMethods
@@ -86,14 +88,14 @@ class RedisStore(AsyncPlainMethods):
         self._client_is_free = client is not None
         self._client_pid = os.getpid()
         self._address = options.address if client is None else address_of(client)
-        self._operations = Operations(options, self._address)
+        self._operations = Operations(options, self._address, groups_commits=True)
         self._lines: PerLoop[_LoopLine] = PerLoop(self._new_line, _LoopLine.aclose)
 
     def __repr__(self) -> str:
         return f"RedisStore({self._address!r}, ttl_seconds={self._options.ttl_seconds:g})"
 
     def _new_line(self) -> _LoopLine:
-        return _LoopLine(self._line())
+        return _LoopLine(self._line(), self._commit_together)
 
     def _line(self) -> Line:
         client, options = self._client, self._options
@@ -142,7 +144,26 @@ class RedisStore(AsyncPlainMethods):
         return await self._run(self._operations.inspect(run_id))
 
     async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
-        """Write several commits in one round trip; see `RecordStore.commit_many`."""
+        """Write several commits; see `RecordStore.commit_many`.
+
+        A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
+        leaves together. Commits end even when their caller is cancelled.
+        """
+        here = self._lines.get()
+        if len(commits) != 1 or here.is_committing:
+            together = await asyncio.gather(*map(here.batcher.commit, commits))
+            return [outcome for outcomes in together for outcome in outcomes]
+        here.is_committing = True
+        try:
+            return await self._commit_together(commits)
+        except asyncio.CancelledError:
+            # The connection is gone, and nobody knows. The same commit again does no harm.
+            await here.batcher.commit(commits[0])
+            raise
+        finally:
+            here.is_committing = False
+
+    async def _commit_together(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         return await self._run(self._operations.commit_many(commits))
 
     async def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
@@ -187,14 +208,16 @@ class RedisStore(AsyncPlainMethods):
 
 
 class _LoopLine:
-    """A line that is closed with its event loop, if that is shut down in the orderly way.
+    """What a store has in one event loop: a line, closed with the loop, and a batcher.
 
     `asyncio.run` and `asyncio.Runner` finish the asynchronous generators that were begun in
     their loop before they close it: the one place where a library learns of the end.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, commit_many: CommitMany) -> None:
         self.line = line
+        self.batcher = CommitBatcher(commit_many)
+        self.is_committing = False
         self._end = self._until_closed()
         with contextlib.suppress(StopIteration):  # it yields at once, and awaits nothing
             self._end.__anext__().send(None)

@@ -72,7 +72,7 @@ class PooledLine:
         try:
             connection = await self._take()
         except DRIVER_ERRORS as exc:
-            return [Failure(exc, was_sent=False)] * len(commands)
+            return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
         replies: list[Reply] = []
         try:
             async with asyncio.timeout(self._timeout_seconds) as limit:
@@ -81,11 +81,10 @@ class PooledLine:
                     replies.append(await _reply(connection))
                     if len(commands) > 1:  # it is silence that is bounded, not the work
                         limit.reschedule(self._deadline())
-        except DRIVER_ERRORS as exc:
+        except Exception as exc:  # asyncio has errors of its own where a connection breaks
             await connection.disconnect(nowait=True)
-            replies += [Failure(unanswered(exc, self._timeout_seconds), was_sent=True)] * (
-                len(commands) - len(replies)
-            )
+            lost = Failure(self._in_words(exc), was_sent=True)
+            replies += [lost] * (len(commands) - len(replies))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -93,16 +92,30 @@ class PooledLine:
             await self._give_back(connection)
         return replies
 
+    def _in_words(self, error: Exception) -> Exception:
+        return unanswered(error, self._timeout_seconds)
+
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout_seconds
 
     async def _take(self) -> Any:
+        """Return a connection that works, as far as can be told before anything is sent."""
         connection, self._at_hand = self._at_hand, None
-        if connection is not None:
-            if connection.is_connected and not await _is_spoilt(connection):
-                return connection
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+        if connection is not None and connection.is_connected and not await _is_spoilt(connection):
+            return connection
+        async with asyncio.timeout(self._timeout_seconds):
+            if connection is None:
+                connection = await self._from_pool()
+            try:
+                if not connection.is_connected or await _is_spoilt(connection):
+                    await connection.disconnect(nowait=True)
+                    await connection.connect()
+            except BaseException:
+                await self._give_back(connection)
+                raise
+        return connection
+
+    async def _from_pool(self) -> Any:
         self._waiting += 1
         try:
             return await self._pool.get_connection()
@@ -133,6 +146,9 @@ async def _reply(connection: Any) -> Reply:
 
 async def _is_spoilt(connection: Any) -> bool:
     """Say whether the server has closed a connection, or said what nobody asked for."""
+    reader = getattr(connection, "_reader", None)
+    if isinstance(reader, asyncio.StreamReader) and reader.exception() is not None:
+        return True  # a reset, which redis-py does not look for
     try:
         return bool(await getattr(connection, _CAN_READ)())
     except DRIVER_ERRORS:

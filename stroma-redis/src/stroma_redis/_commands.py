@@ -80,9 +80,13 @@ class Operations:
     Args:
         options: of the store.
         address: of the server, for messages.
+        groups_commits: see `Capabilities`.
+
+    Attributes:
+        capabilities: what the store promises; the durability is known after `setup`.
     """
 
-    def __init__(self, options: RedisOptions, address: str) -> None:
+    def __init__(self, options: RedisOptions, address: str, *, groups_commits: bool) -> None:
         self.keys = Keys(options.key_prefix)
         self.address = address
         self._ttl_seconds = options.ttl_seconds
@@ -92,7 +96,9 @@ class Operations:
         self._sweep = Sweep(options.ttl_seconds)
         self._listed_at: dict[bytes, float] = {}
         self.capabilities = Capabilities(
-            options.durability or Durability.PROCESS, max_payload_bytes=MAX_PAYLOAD_BYTES
+            options.durability or Durability.PROCESS,
+            max_payload_bytes=MAX_PAYLOAD_BYTES,
+            groups_commits=groups_commits,
         )
 
     def setup(self, *, one_by_one: bool) -> Steps[None]:

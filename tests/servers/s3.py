@@ -9,17 +9,14 @@ from __future__ import annotations
 import functools
 import http.client
 import importlib.util
-import shutil
-import socket
-import subprocess
+import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.servers.process import ServerProcess, find_program, free_port, has_docker, missing
+from tests.servers.process import ServerProcess, has_docker, missing
 
 REGION = "us-east-1"
 
@@ -86,9 +83,9 @@ def moto() -> S3Server:
     """Return moto's server, started at the first call."""
     if importlib.util.find_spec("moto") is None:
         missing("moto's server", 'pip install "moto[server]"')
+    script = str(Path(__file__).with_name("moto_in_turn.py"))
     server = ServerProcess(
-        lambda folder, port: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", f"{port}"],
-        is_ready=responds,
+        lambda folder, port: [sys.executable, script, f"{port}"], is_ready=responds
     )
     server.start()
     return S3Server(server.port, "testing", "testing", server)
@@ -105,3 +102,24 @@ def minio() -> S3Server:
     container.start()
     port = int(container.get_exposed_port(9000))
     return S3Server(port, container.access_key, container.secret_key)
+
+
+@functools.cache
+def swift() -> S3Server:
+    """Return OpenStack Swift with its s3api, started at the first call."""
+    python = _python_with_swift()
+    if python is None:
+        missing("OpenStack Swift", "pip install swift, or set STROMA_TEST_SWIFT_PYTHON to one that has it")
+    script = str(Path(__file__).with_name("swift_in_one_process.py"))
+    server = ServerProcess(
+        lambda folder, port: [python, script, str(folder), f"{port}", "tester", "testing"],
+        is_ready=responds,
+    )
+    server.start()
+    return S3Server(server.port, "test:tester", "testing", server)
+
+
+def _python_with_swift() -> str | None:
+    if importlib.util.find_spec("swift") is not None:
+        return sys.executable
+    return os.environ.get("STROMA_TEST_SWIFT_PYTHON")

@@ -11,7 +11,7 @@ from contextlib import closing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, IncompleteReadError
 
 from stroma.errors import RecordTooLarge, StoreError, StoreUnusable
 from stroma_s3._clock import ServerClock, seconds_of
@@ -31,6 +31,11 @@ DELETE_CHUNK: Final = 1000
 FIRST_BYTES: Final = 64 * 1024
 """How much of an object is read at first; nearly always its whole head."""
 
+ASK_FIRST_BYTES: Final = 1024**2
+"""From this size on, the server is asked whether it wants a body before it is sent."""
+
+_SIZE: Final = "stroma_s3_body_bytes"
+_LENGTHS: Final = {"content-length", "transfer-encoding"}
 _BACKOFF_SECONDS: Final = 0.05
 _BACKOFF_CAP_SECONDS: Final = 2.0
 
@@ -224,7 +229,7 @@ class Bucket:
         for attempt in range(1, self._attempts + 1):
             sent = time.monotonic()
             try:
-                answer = request()
+                answer = _whole(request())
             except Exception as exc:
                 verdict = self._verdict(exc, sent)
                 if is_object and verdict is (Verdict.TAKEN if is_write else Verdict.MISSING):
@@ -258,6 +263,20 @@ class Bucket:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _whole(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer whose headers came to their end.
+
+    http.client takes a connection that breaks among the headers for their end: what was read or
+    listed would seem to be empty. One of the two headers says how long the body is, unless there
+    is none (RFC 9112, section 6.3).
+    """
+    meta = answer.get("ResponseMetadata", {})
+    headers = meta.get("HTTPHeaders", {})
+    if meta.get("HTTPStatusCode") != 204 and not headers.keys() & _LENGTHS:
+        raise IncompleteReadError(actual_bytes=0, expected_bytes=1)
+    return answer
 
 
 def _check_limits(key: str, body: bytes, about: str) -> None:
@@ -355,9 +374,25 @@ def make_client(options: S3Options, connections: int) -> S3Client:
         raise
     except Exception as exc:
         raise StoreUnusable(f"no client for s3://{options.bucket}: {in_words(exc)}") from exc
+    client.meta.events.register_first("provide-client-params.s3.PutObject", _note_size)
+    client.meta.events.register("before-sign.s3.PutObject", _without_asking)
     if options.checksum == "md5":
         client.meta.events.register("before-call.s3.DeleteObjects", _with_md5)
     return client
+
+
+def _without_asking(request: Any, **_: object) -> None:
+    """Have small objects sent at once.
+
+    botocore asks with ``Expect: 100-continue`` before it sends any: one round trip more.
+    """
+    if int(request.context.get(_SIZE, ASK_FIRST_BYTES)) < ASK_FIRST_BYTES:
+        del request.headers["Expect"]
+
+
+def _note_size(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    """Keep the size of an object, which is wrapped before it is sent."""
+    context[_SIZE] = len(params["Body"])
 
 
 def _with_md5(params: dict[str, Any], **_: object) -> None:

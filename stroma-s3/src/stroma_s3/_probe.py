@@ -19,6 +19,9 @@ ROUNDS: Final = 5
 WRITERS: Final = 6
 """Swift's interface showed its race in the first round nearly always, and in five always."""
 
+_ENDPOINTS: Final = 20
+"""A bucket may have several addresses; so many are written down."""
+
 _ABOUT: Final = "setup"
 
 
@@ -32,19 +35,22 @@ def setup(bucket: Bucket, keys: Keys, readers: Executor) -> Conditional:
         StoreUnusable: a newer version wrote what is there, or the bucket cannot be used.
     """
     stored = bucket.get(keys.marker, _ABOUT)
-    if stored is not None and _is_known_atomic(stored, bucket, keys):
+    atomic_at = [] if stored is None else _known_atomic(stored, bucket, keys)
+    if bucket.endpoint in atomic_at:
         return Conditional.ATOMIC
     found = probe(bucket, keys, readers)
-    members = {"format": FORMAT, "endpoint": bucket.endpoint, "conditional_writes": found.value}
+    if found is Conditional.ATOMIC:
+        atomic_at = [*atomic_at, bucket.endpoint][-_ENDPOINTS:]
+    members = {"format": FORMAT, "atomic_at": atomic_at}
     bucket.put(keys.marker, json.dumps(members).encode(), _ABOUT)
     return found
 
 
-def _is_known_atomic(stored: bytes, bucket: Bucket, keys: Keys) -> bool:
+def _known_atomic(stored: bytes, bucket: Bucket, keys: Keys) -> list[str]:
+    """Return the addresses where conditional writes were found to be atomic."""
     try:
         members = json.loads(stored)
-        written_as, endpoint = int(members["format"]), members["endpoint"]
-        found = members["conditional_writes"]
+        written_as, endpoints = int(members["format"]), list(map(str, members["atomic_at"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise StoreUnusable(
             f"{bucket.url(keys.marker)} was not written by stroma-s3: choose another prefix"
@@ -54,7 +60,7 @@ def _is_known_atomic(stored: bytes, bucket: Bucket, keys: Keys) -> bool:
             f"{bucket.url(keys.marker)} has format {written_as}, and this version reads {FORMAT}: "
             "install a newer stroma-s3"
         )
-    return bool(endpoint == bucket.endpoint and found == Conditional.ATOMIC)
+    return endpoints
 
 
 def probe(bucket: Bucket, keys: Keys, readers: Executor) -> Conditional:

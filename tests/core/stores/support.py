@@ -27,25 +27,6 @@ from stroma.records import (
     unique_id,
 )
 
-HOSTILE_IDS = (
-    "*",
-    ":",
-    "a:b",
-    "/",
-    "..",
-    "[ab]",
-    "a",
-    "?",
-    "%",
-    "'; DROP TABLE runs; --",
-    "a\\",
-    "\N{GRINNING FACE}",
-    " ",
-    "\x1f",
-    "x" * 512,
-    "é" * 256,
-)
-
 
 class Note(BaseModel):
     """A small state."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from stroma.errors import RecordCorrupt, StoreUnusable
@@ -48,7 +48,10 @@ class Entry(NamedTuple):
         state: the newest place, this one or an earlier one, that has ``run``.
         run: the run as this step leaves it; None if it changes the lease at most.
         records: what it adds.
-        input_at: where the input of the run is in its head: the first byte and the size.
+        base: the newest place, this one or an earlier one, that has an index of all records
+            before it; 0 if none has.
+        lead_at: where the lead is, its first byte and its size. It comes before the payloads:
+            in the head, the input of the run; in a step that is its own base, the index.
         is_end: the run was deleted; nothing comes after this.
     """
 
@@ -60,16 +63,18 @@ class Entry(NamedTuple):
     state: int = 0
     run: RunRecord | None = None
     records: tuple[Located, ...] = ()
-    input_at: tuple[int, int] = (0, 0)
+    base: int = 0
+    lead_at: tuple[int, int] = (0, 0)
     is_end: bool = False
 
 
-def encode(entry: Entry, payloads: Sequence[bytes] = ()) -> bytes:
+def encode(entry: Entry, payloads: Sequence[bytes] = (), lead: bytes = b"") -> bytes:
     """Return the object of a step.
 
     Args:
-        entry: the step; where its payloads are to be is not looked at.
-        payloads: of its records. The head has no records, and its run's input is added here.
+        entry: the step; where its payloads and its lead are to be is not looked at.
+        payloads: of its records.
+        lead: see `Entry.lead_at`.
     """
     members: dict[str, Any] = {
         "id": entry.id,
@@ -78,18 +83,38 @@ def encode(entry: Entry, payloads: Sequence[bytes] = ()) -> bytes:
         "slot": entry.slot,
         "lease_expires_at": entry.lease_expires_at,
         "state": entry.state,
+        "base": entry.base,
+        "lead": len(lead),
     }
     if entry.run is not None:
         members["run"] = json.loads(run_to_json(entry.run._replace(input_payload=b"")))
-        if entry.slot == 0:
-            payloads = (entry.run.input_payload,)
-            members["sizes"] = [len(entry.run.input_payload)]
     if entry.records:
         members["headers"] = [json.loads(header_to_json(each.header)) for each in entry.records]
         members["sizes"] = [len(payload) for payload in payloads]
     if entry.is_end:
         members["is_end"] = True
-    return _framed(members, payloads)
+    return _framed(members, (lead, *payloads))
+
+
+def encode_index(records: Iterable[Located]) -> bytes:
+    """Return what a step says about all records before it."""
+    rows = [(json.loads(header_to_json(each.header)), *each[1:]) for each in records]
+    return json.dumps(rows, separators=(",", ":")).encode()
+
+
+def decode_index(data: bytes, key: str) -> list[Located]:
+    """Return the records that `encode_index` was given.
+
+    Raises:
+        RecordCorrupt: it is no index.
+    """
+    try:
+        return [
+            Located(header_from_json(json.dumps(header)), int(slot), int(offset), int(size))
+            for header, slot, offset, size in json.loads(data)
+        ]
+    except (ValueError, TypeError) as exc:
+        raise RecordCorrupt(f"the index in object {key!r} cannot be read: {exc!r}") from exc
 
 
 def _framed(members: Mapping[str, Any], payloads: Sequence[bytes]) -> bytes:
@@ -143,11 +168,12 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
             float(members["lease_expires_at"]),
             int(members["state"]),
             run_from_json(json.dumps(members["run"])) if "run" in members else None,
-            _records(members, size),
-            (size, int(members["sizes"][0])) if "run" in members and slot == 0 else (0, 0),
+            _records(members, size + int(members["lead"])),
+            int(members["base"]),
+            (size, int(members["lead"])),
             bool(members.get("is_end", False)),
         )
-    except (ValueError, KeyError, TypeError, IndexError) as exc:
+    except (ValueError, KeyError, TypeError) as exc:
         raise RecordCorrupt(f"object {key!r} of a run cannot be read: {exc!r}") from exc
     if run_id not in {None, found.run_id} or found.slot != slot:
         raise RecordCorrupt(
@@ -158,8 +184,7 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
 
 def _records(members: Mapping[str, Any], offset: int) -> tuple[Located, ...]:
     records: list[Located] = []
-    headers = members.get("headers", ())
-    sizes = members["sizes"] if headers else ()
+    headers, sizes = members.get("headers", ()), members.get("sizes", ())
     for header, size in zip(headers, sizes, strict=True):
         read = header_from_json(json.dumps(header))
         records.append(Located(read, int(members["slot"]), offset, int(size)))

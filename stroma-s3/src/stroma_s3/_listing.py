@@ -169,7 +169,7 @@ class Listing:
         if stated.run is not None:
             view.run = with_input(stated.run, view.run)
         view.run = view.run._replace(run_id=run_id, lease_expires_at=last.lease_expires_at)
-        view.next_slot, view.state = slot + 1, last.state
+        view.next_slot, view.state, view.base = slot + 1, last.state, last.base
         return _Found(view.run, view)
 
     def _step(self, view: View, slot: int) -> Entry | None:

@@ -18,7 +18,7 @@ from stroma.records import (
 )
 from stroma.stores.rules import claimed, is_closed_book, is_held, locked, stale
 from stroma_s3._client import Bucket
-from stroma_s3._documents import Entry, Located, decode, decode_plain, encode
+from stroma_s3._documents import Entry, Located, decode, decode_index, decode_plain, encode
 from stroma_s3._keys import Keys
 from stroma_s3._view import Change, Renewal, View, judged
 from stroma_s3._views import Views
@@ -74,7 +74,8 @@ class RunLogs:
         run = claimed(request.new, request, self._bucket.clock.now(), is_new=True)
         head = Entry(unique_id(), run.run_id, unique_id(), 0, run.lease_expires_at, 0, run)
         key = self._keys.head(run.run_id)
-        if not self._bucket.put_new(key, encode(head), _about(run.run_id)):
+        body = encode(head, lead=run.input_payload)
+        if not self._bucket.put_new(key, body, _about(run.run_id)):
             found = self._head(run.run_id)
             if found is None or found.id != head.id:
                 return None
@@ -169,7 +170,7 @@ class RunLogs:
             Vanished: the log is being removed.
         """
         key, about = self._key(entry), _about(entry.run_id)
-        body = encode(entry) if body is None else body
+        body = view.encoded(entry) if body is None else body
         if self._bucket.put_new(key, body, about):
             view.fold(decode(body, entry.run_id, entry.slot, key))
             return True
@@ -214,17 +215,45 @@ class RunLogs:
         if view.next_slot > 1:
             after = self._keys.slot(run_id, view.log, view.next_slot - 1)
         slots = self._slots(run_id, view.log, after)
+        if view.next_slot == 1 and len(slots) > 1:
+            self._begin_late(view, slots[-1])
+            slots = [slot for slot in slots if slot >= view.next_slot]
         expected = list(range(view.next_slot, view.next_slot + len(slots)))
         entries = list(self._readers.map(lambda n: self._entry(run_id, view.log, n), expected))
         for slot, entry in zip(expected, entries, strict=True):
             if entry is None:
-                if not self._is_current(view):
-                    raise Vanished
-                raise RecordCorrupt(
-                    f"run {run_id!r}: {self._bucket.url(self._keys.slot(run_id, view.log, slot))} "
-                    "is missing, and later steps are there: restore it, or delete the run"
-                )
+                raise self._missing(view, slot)
             view.fold(entry)
+
+    def _missing(self, view: View, slot: int) -> Exception:
+        """Return what it means that a step which was there is not there."""
+        if not self._is_current(view):
+            return Vanished()
+        run_id = view.run.run_id
+        return RecordCorrupt(
+            f"run {run_id!r}: {self._bucket.url(self._keys.slot(run_id, view.log, slot))} is "
+            "missing, and later steps are there: restore it, or delete the run"
+        )
+
+    def _begin_late(self, view: View, last: int) -> None:
+        """Begin with the newest step that has an index, if there is one."""
+        run_id = view.run.run_id
+        found = self._entry(run_id, view.log, last)
+        if found is None:
+            raise Vanished
+        if found.base not in {0, last}:
+            found = self._entry(run_id, view.log, found.base)
+        if found is None:
+            raise Vanished
+        if found.base:
+            view.begin_at(found, decode_index(self._lead(found), self._key(found)))
+
+    def _lead(self, entry: Entry) -> bytes:
+        start, size = entry.lead_at
+        data = self._bucket.get(self._key(entry), _about(entry.run_id), start, size)
+        if data is None:
+            raise Vanished
+        return data
 
     def _slots(self, run_id: str, log: str, after: str = "") -> list[int]:
         """Return the places of a log that are taken, in order."""
@@ -256,8 +285,8 @@ class RunLogs:
         entry = decode(data, run_id, slot, key)
         if run_id is None and self._keys.head(entry.run_id) != key:
             raise RecordCorrupt(f"object {key!r} is the head of run {entry.run_id!r}")
-        start, size = entry.input_at
-        if size and entry.run is not None and len(data) >= start + size:
+        start, size = entry.lead_at
+        if slot == 0 and entry.run is not None and len(data) >= start + size:
             run = entry.run._replace(input_payload=data[start : start + size])
             entry = entry._replace(run=run)
         return entry
@@ -268,14 +297,9 @@ class RunLogs:
         Raises:
             Vanished: the run was deleted meanwhile.
         """
-        start, size = head.input_at
-        if head.run is None or len(head.run.input_payload) == size:
+        if head.run is None or len(head.run.input_payload) == head.lead_at[1]:
             return head
-        key = self._keys.head(head.run_id)
-        data = self._bucket.get(key, _about(head.run_id), start, size)
-        if data is None:
-            raise Vanished
-        return head._replace(run=head.run._replace(input_payload=data))
+        return head._replace(run=head.run._replace(input_payload=self._lead(head)))
 
     def _is_current(self, view: View) -> bool:
         head = self._head(view.run.run_id)
@@ -328,7 +352,7 @@ class RunLogs:
         key = self._keys.slot(run_id, view.log, place.slot)
         payload = self._bucket.get(key, _about(run_id), place.offset, place.size)
         if payload is None:
-            raise Vanished
+            raise self._missing(view, place.slot)
         return CheckpointRecord(place.header, payload)
 
     def delete(self, run_id: str, *, is_fenced: bool = False) -> None:
@@ -396,8 +420,10 @@ class RunLogs:
         """
         expires_at = self._bucket.clock.now() + lease_seconds
         run = view.run._replace(owner=unique_id(), holder=holder, lease_expires_at=expires_at)
+        # Not a base: the view of a listing has no records.
+        step = view.step(run, expires_at)._replace(base=view.base)
         try:
-            return self._append(view, view.step(run, expires_at))
+            return self._append(view, step)
         except Vanished:
             return False
 

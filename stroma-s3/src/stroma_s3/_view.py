@@ -7,7 +7,7 @@ worker has claimed meanwhile, and no key gets two records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from stroma.errors import AlreadyCommitted, RecordCorrupt, StoreError
@@ -22,7 +22,7 @@ from stroma.records import (
     unique_id,
 )
 from stroma.stores.rules import already_committed, stale
-from stroma_s3._documents import Entry, Located, encode
+from stroma_s3._documents import Entry, Located, encode, encode_index
 
 Place: TypeAlias = tuple[int, str, RecordKind, int]
 """Epoch, path, kind and attempt: a record's key within its run."""
@@ -47,10 +47,11 @@ class View:
         next_slot: the first place in the log that was free.
         state: the newest place that has the run record.
         records: every record with its place, oldest first.
+        base: the newest place that has an index of the records before it.
         is_deleted: the log has its end.
     """
 
-    __slots__ = ("is_deleted", "log", "next_slot", "records", "run", "state")
+    __slots__ = ("base", "is_deleted", "log", "next_slot", "records", "run", "state")
 
     def __init__(self, head: Entry) -> None:
         if head.run is None:
@@ -59,6 +60,7 @@ class View:
         self.log = head.log
         self.next_slot = 1
         self.state = 0
+        self.base = 0
         self.records: dict[Place, Located] = {}
         self.is_deleted = False
 
@@ -66,9 +68,15 @@ class View:
         """Return a view that another thread may go on with."""
         twin = object.__new__(View)
         twin.run, twin.log, twin.next_slot = self.run, self.log, self.next_slot
-        twin.state, twin.is_deleted = self.state, self.is_deleted
+        twin.state, twin.base, twin.is_deleted = self.state, self.base, self.is_deleted
         twin.records = dict(self.records)
         return twin
+
+    def begin_at(self, base: Entry, index: Iterable[Located]) -> None:
+        """Take note of a step that says what all steps before it did."""
+        self.records = {place_of(each.header): each for each in index}
+        self.next_slot = base.slot
+        self.fold(base)
 
     def fold(self, entry: Entry) -> None:
         """Take note of the next step.
@@ -82,6 +90,7 @@ class View:
                 f"of log {entry.log!r}"
             )
         self.next_slot += 1
+        self.base = entry.base
         if entry.run is not None:
             self.run = with_input(entry.run, self.run)
             self.state = entry.slot
@@ -107,19 +116,23 @@ class View:
         newest = max((place for place in self.records if place[1:] == rest), default=None)
         return None if newest is None else self.records[newest]
 
-    def step(self, run: RunRecord | None, lease_expires_at: float, *, is_end: bool = False) -> Entry:
-        """Return the next step of the log, without records."""
+    def step(self, run: RunRecord | None, lease_expires_at: float) -> Entry:
+        """Return the next step of the log, without records.
+
+        Args:
+            run: the run record, if the step changes more than the lease.
+            lease_expires_at: see `Entry`.
+        """
         slot = self.next_slot
-        return Entry(
-            unique_id(),
-            self.run.run_id,
-            self.log,
-            slot,
-            lease_expires_at,
-            self.state if run is None else slot,
-            run,
-            is_end=is_end,
-        )
+        entry = Entry(unique_id(), self.run.run_id, self.log, slot, lease_expires_at)
+        if run is None:
+            return entry._replace(state=self.state, base=self.base)
+        return entry._replace(state=slot, base=slot, run=run)
+
+    def encoded(self, entry: Entry, payloads: Sequence[bytes] = ()) -> bytes:
+        """Return the object of the next step."""
+        is_base = entry.base == entry.slot
+        return encode(entry, payloads, encode_index(self.records.values()) if is_base else b"")
 
 
 class Draft:
@@ -192,7 +205,7 @@ class Draft:
         run = self._run if self._has_run_changed else None
         entry = self._view.step(run, self._run.lease_expires_at)
         headers = tuple(Located(header, 0, 0, 0) for header in self._added.values())
-        return entry, encode(entry._replace(records=headers), self._payloads)
+        return entry, self._view.encoded(entry._replace(records=headers), self._payloads)
 
 
 def place_of(header: RecordHeader) -> Place:

@@ -13,6 +13,9 @@ BY_CHANCE = {"test_it_answers_whatever_attributes_an_exception_has"}
 DEFECTIVE = classes_of("classifiers_defective")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     report = tmp_path_factory.mktemp("kit") / "report.xml"

@@ -16,6 +16,9 @@ from tests.testing.kits import classes_of, clauses_failed
 DEFECTIVE = classes_of("hooks_defective")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     report = tmp_path_factory.mktemp("kit") / "report.xml"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from types import FrameType
 from typing import Final
@@ -64,12 +65,17 @@ def _note(event: str, args: tuple[object, ...]) -> None:
         _watch.seen.append(event)
 
 
+_collecting: ContextVar[list[str] | None] = ContextVar("stroma_warnings", default=None)
+
+
 class _Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if _collecting.get() is not self.lines:
+            return  # of a run of another clause, that goes on in its thread
         cause = record.exc_info[1] if record.exc_info else None
         text = record.getMessage()
         self.lines.append(text if cause is None else f"{text}: {type(cause).__name__}: {cause}")
@@ -77,12 +83,14 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def stroma_warnings() -> Generator[list[str]]:
-    """Collect the warnings of `stroma`: what core passes over, it logs."""
+    """Collect the warnings of `stroma` in this context: what core passes over, it logs."""
     handler, logger = _Lines(), logging.getLogger("stroma")
     logger.addHandler(handler)
+    token = _collecting.set(handler.lines)
     try:
         yield handler.lines
     finally:
+        _collecting.reset(token)
         logger.removeHandler(handler)
 
 

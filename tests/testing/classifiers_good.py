@@ -8,6 +8,7 @@ import math
 import pytest
 
 from stroma import Classifier, FailureClass, FailureVerdict, NodeContext
+from stroma.failures import default_classifier
 from stroma.testing.classifiers import Case, ClassifierConformance
 
 
@@ -98,3 +99,9 @@ class TestLazyImport(ClassifierConformance):
     async def test_the_kit_stands_beside_tests_of_ones_own(self, classifier: Classifier) -> None:
         await asyncio.sleep(0)
         assert classifier(ValueError(), NodeContext("r", "n", 1)) is None
+
+
+class TestBuiltInRules(ClassifierConformance):
+    @pytest.fixture
+    def classifier(self) -> Classifier:
+        return default_classifier

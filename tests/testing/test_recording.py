@@ -209,8 +209,17 @@ async def test_fields_are_redacted_by_name_at_any_depth(path: Path) -> None:
     assert call["arguments"] == {
         "client": "[redacted]",
         "headers": {"Accept": "all", "X-Api-Key": "[redacted]"},
-        "request": {"card": "[redacted]", "key": "**********", "who": "me"},
+        "request": {"card": "[redacted]", "key": "[redacted]", "who": "me"},
     }
+
+
+async def test_secrets_of_pydantic_are_not_told_by_exceptions_either(path: Path) -> None:
+    async def sign_in(who: SecretStr) -> int:
+        raise ValueError(f"{who.get_secret_value()} is not known")
+
+    with recorded_calls(path) as calls, pytest.raises(ValueError, match="s-1 is not known"):
+        await calls.wrap(sign_in)(SecretStr("s-1"))
+    assert "s-1" not in path.read_text()
 
 
 async def test_a_function_may_redact(path: Path, service: Service) -> None:

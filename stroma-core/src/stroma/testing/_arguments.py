@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stroma.errors import ConfigError
@@ -75,12 +75,19 @@ class PlainArguments:
 
     def _member(self, name: object, value: object, where: str) -> Any:
         if isinstance(name, str) and _normal(name) in self._hidden:
-            if isinstance(value, str) and value:
-                self.secrets.append(value)
+            self._keep_secret(value)
             return REDACTED
         return self._plain(value, where)
 
+    def _keep_secret(self, value: object) -> None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and text:
+            self.secrets.append(text)
+
     def _plain(self, value: object, where: str) -> Any:
+        if isinstance(value, SecretStr):
+            self._keep_secret(value)
+            return REDACTED
         if isinstance(value, BaseModel):
             return {name: self._member(name, each, f"{where}.{name}") for name, each in value}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

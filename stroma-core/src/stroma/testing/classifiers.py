@@ -189,6 +189,9 @@ class _Raised(NamedTuple):
 
 
 def _ask(classifier: Classifier, exc: BaseException, context: NodeContext = _CONTEXT) -> object:
+    assert callable(classifier), (
+        f"the fixture `classifier` must return a function, not {type(classifier).__name__}"
+    )
     try:
         answer: object = classifier(cast("Exception", exc), context)
     except BaseException as raised:

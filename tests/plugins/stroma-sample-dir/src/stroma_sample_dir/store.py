@@ -1,57 +1,280 @@
 """The store."""
 
+from __future__ import annotations
+
 import hashlib
+import os
 import shutil
+import time
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel
+from stroma.checkpoint import Capabilities, Durability
+from stroma.errors import StoreError
+from stroma.level0 import SyncPlainMethods
+from stroma.records import (
+    PLAIN_EPOCH,
+    CheckpointRecord,
+    Commit,
+    OpenedRun,
+    OpenRequest,
+    RecordKey,
+    RunPage,
+    RunQuery,
+    RunRecord,
+    last_result,
+)
+from stroma.stores import rules
+from stroma_sample_dir.files import locked, make_folder, reported, sync_after_change
+from stroma_sample_dir.frames import Index
+from stroma_sample_dir.plain_files import PlainFiles
+from stroma_sample_dir.run_files import RunFiles, read_head
 
-from stroma.checkpoint import _resolve_schema, _schema_ref
+_REMOVED = "removed-"
+_NAME_LENGTH = 64
+_MAX_INDEXES = 64
 
-M = TypeVar("M", bound=BaseModel)
 
+class DirStore(SyncPlainMethods):
+    """Keeps each run in ``<folder>/<SHA-256 of its id>``, under a lock of its own.
 
-class DirStore:
-    """Keeps a state in ``<folder>/<run>/<node>``; ids are hashed, since they may be anything."""
+    Threads and processes of one machine can share the folder, which must be on a local disk: on
+    network file systems neither the locks nor the order of writes can be relied on, and each
+    machine has a clock of its own.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: where; it is created when it does not exist.
+    """
 
-    def save(self, run_id: str, node_id: str, state: BaseModel) -> None:
-        """Keep a state, with a reference to its model on the first line."""
-        target = self._file(run_id, node_id)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(f".{uuid.uuid4().hex}")  # two may save at once
-        draft.write_text(f"{_schema_ref(state)}\n{state.model_dump_json()}", encoding="utf-8")
-        draft.replace(target)
+    capabilities = Capabilities(Durability.FSYNC)
+    run_in_thread = True
 
-    def load(self, run_id: str, node_id: str) -> BaseModel | None:
-        """Return a state by the model that it was saved as, or None."""
-        found = self._read(run_id, node_id)
-        return None if found is None else _resolve_schema(found[0]).model_validate_json(found[1])
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+        self._indexes: dict[Path, tuple[str, Index]] = {}  # used under the lock of its run
 
-    def load_typed(self, run_id: str, node_id: str, schema: type[M]) -> M | None:
-        """Return a state as an instance of a model, or None."""
-        found = self._read(run_id, node_id)
-        return None if found is None else schema.model_validate_json(found[1])
+    def setup(self) -> None:
+        """Create the folder, and remove what is left of deletions that were cut short."""
+        with reported(self.folder):
+            make_folder(self.folder)
+            for path in self.folder.glob(f"{_REMOVED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def health(self) -> None:
+        """Return if files can be written now."""
+        with reported(self.folder):
+            make_folder(self.folder)
+            probe = self.folder / f"probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"1")
+            probe.unlink()
+
+    def open_run(self, request: OpenRequest) -> OpenedRun | None:
+        """Claim a run, creating it if the request says how."""
+        with self._locked(request.run_id, create=request.new is not None) as folder:
+            if folder is None:
+                return None
+            files = self._files(folder)
+            now = time.time()
+            before = files.run
+            if before is None:
+                if request.new is None:
+                    return None
+                run = rules.claimed(request.new, request, now, is_new=True)
+                files.create(run)
+                return OpenedRun(run, is_new=True)
+            if rules.is_closed_book(before, request):
+                return _opened(files, is_claimed=False)
+            if before.owner != request.token and rules.is_held(
+                before.owner, before.lease_expires_at, now
+            ):
+                raise rules.locked(before, now)
+            files.change(rules.claimed(before, request, now))
+            return _opened(files, is_claimed=True)._replace(status_before=before.status)
+
+    def inspect(self, run_id: str) -> OpenedRun | None:
+        """Return a run without claiming it."""
+        with self._locked(run_id) as folder:
+            if folder is None:
+                return None
+            files = self._files(folder)
+            return None if files.run is None else _opened(files, is_claimed=False)
+
+    def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
+        """Write several commits; what becomes of one does not touch the others."""
+        return [self._answer(commit) for commit in commits]
+
+    def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
+        """Extend leases; False where the token is not the owner."""
+        return [self._renew(run_id, token, lease_ms) for run_id, token in claims]
+
+    def release(self, run_id: str, token: str) -> None:
+        """Give up a run, if the token owns it."""
+        with self._owned(run_id, token) as files:
+            if files is not None and files.run is not None:
+                free = files.run._replace(owner="", holder="", lease_expires_at=0.0)
+                files.change(free._replace(updated_at=time.time()))
+                files.forget()
+
+    def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> list[CheckpointRecord | None]:
+        """Return the record of each key, or None."""
+        with self._locked(run_id) as folder:
+            if folder is None:
+                return [None] * len(keys)
+            files, plain = self._files(folder), PlainFiles(folder)
+            return [_find(files, plain, key) for key in keys]
+
+    def runs(self, query: RunQuery) -> RunPage:
+        """List runs, the last updated first; equal times by run id. Nothing is locked meanwhile."""
+        found = self._found(query)
+        page = found[: query.limit]
+        more = 0 < len(page) < len(found)
+        with_input = (self._with_input(run) for run in page)
+        return RunPage(
+            tuple(run for run in with_input if run is not None),
+            rules.cursor_after(page[-1]) if more else "",
+        )
 
     def delete(self, run_id: str) -> None:
-        """Remove what was kept of a run."""
-        shutil.rmtree(self._file(run_id, "").parent, ignore_errors=True)
+        """Remove the run and all its records, plain ones too, and nothing else."""
+        with self._locked(run_id) as folder:
+            if folder is not None:
+                self._remove(folder)
 
-    def _read(self, run_id: str, node_id: str) -> tuple[str, str] | None:
+    def purge(self, query: RunQuery) -> int:
+        """Remove runs that a query finds and nobody owns; the limit counts the removed."""
+        removed = 0
+        for run in self._found(query):
+            if removed == query.limit:
+                break
+            removed += self._purge(run.run_id, query)
+        return removed
+
+    def _answer(self, commit: Commit) -> StoreError | None:
         try:
-            text = self._file(run_id, node_id).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            return self._commit(commit)
+        except StoreError as error:  # others of the batch may be written already
+            return error
+
+    def _commit(self, commit: Commit) -> StoreError | None:
+        if not commit.token:
+            self._save(commit)
             return None
-        reference, _, payload = text.partition("\n")
-        return reference, payload
+        with self._locked(commit.run_id) as folder:
+            files = None if folder is None else self._files(folder)
+            run = None if files is None else files.run
+            if files is None or run is None or run.owner != commit.token:
+                return rules.stale(commit.run_id, None if run is None else run.holder)
+            added: dict[RecordKey, CheckpointRecord] = {}
+            for record in commit.records:
+                key, commit_id = record.header.key, record.header.commit_id
+                kept = added[key].header if key in added else files.find(key)
+                if kept is None:
+                    added[key] = record
+                elif kept.commit_id != commit_id:
+                    return rules.already_committed(key)
+            now = time.time()
+            if commit.lease_ms:
+                expires_at = max(run.lease_expires_at, now + commit.lease_ms / 1000)
+                run = run._replace(lease_expires_at=expires_at)
+            if commit.update is not None:
+                run = commit.update.apply(run, now)
+            files.change(run, list(added.values()))
+            if not run.owner:
+                files.forget()
+            return None
 
-    def _file(self, run_id: str, node_id: str) -> Path:
-        return self.folder / _hashed(run_id) / _hashed(node_id)
+    def _save(self, commit: Commit) -> None:
+        if commit.records:
+            with self._locked(commit.run_id, create=True) as folder:
+                assert folder is not None
+                PlainFiles(folder).replace(commit.records)
+
+    def _renew(self, run_id: str, token: str, lease_ms: int) -> bool:
+        with self._owned(run_id, token) as files:
+            if files is None or files.run is None:
+                return False
+            expires_at = time.time() + lease_ms / 1000
+            files.change(files.run._replace(lease_expires_at=expires_at))
+            return True
+
+    def _with_input(self, run: RunRecord) -> RunRecord | None:
+        with self._locked(run.run_id) as folder:
+            files = None if folder is None else self._files(folder)
+            if files is None or files.run is None:
+                return None  # deleted since it was found
+            return run._replace(input_payload=files.with_input().input_payload)
+
+    def _found(self, query: RunQuery) -> list[RunRecord]:
+        with reported(self.folder):
+            heads = [read_head(folder) for folder in self._folders()]
+        runs = [head.run for head in heads if head is not None and rules.matches(query, head.run)]
+        runs.sort(key=lambda run: (-run.updated_at, run.run_id))
+        if query.cursor:
+            updated_at, run_id = rules.cursor_position(query.cursor)
+            runs = [r for r in runs if (-r.updated_at, r.run_id) > (-updated_at, run_id)]
+        return runs
+
+    def _folders(self) -> list[Path]:
+        try:
+            return [path for path in self.folder.iterdir() if len(path.name) == _NAME_LENGTH]
+        except FileNotFoundError:
+            return []
+
+    def _purge(self, run_id: str, query: RunQuery) -> bool:
+        with self._locked(run_id) as folder:
+            run = None if folder is None else self._files(folder).run
+            if folder is None or run is None or not rules.matches(query, run):
+                return False  # somebody was faster
+            if rules.is_held(run.owner, run.lease_expires_at, time.time()):
+                return False
+            self._remove(folder)
+            return True
+
+    def _remove(self, folder: Path) -> None:
+        """Make all of a run's files invisible at once, and then remove them."""
+        self._indexes.pop(folder, None)
+        removed = folder.rename(self.folder / f"{_REMOVED}{uuid.uuid4().hex}")
+        sync_after_change(self.folder)
+        shutil.rmtree(removed, ignore_errors=True)
+
+    @contextmanager
+    def _owned(self, run_id: str, token: str) -> Iterator[RunFiles | None]:
+        with self._locked(run_id) as folder:
+            files = None if folder is None else self._files(folder)
+            run = None if files is None else files.run
+            is_owner = run is not None and bool(token) and run.owner == token
+            yield files if is_owner else None
+
+    @contextmanager
+    def _locked(self, run_id: str, *, create: bool = False) -> Iterator[Path | None]:
+        """Hold a run's lock. There is none, and None is yielded, where nothing is kept."""
+        # Ids may be anything, and file names may not.
+        name = hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()
+        folder = self.folder / name
+        with reported(self.folder):
+            if create:
+                make_folder(self.folder)
+            with locked(folder, create=create) as exists:
+                yield folder if exists else None
+
+    def _files(self, folder: Path) -> RunFiles:
+        if len(self._indexes) >= _MAX_INDEXES:
+            self._indexes.clear()  # they are read again where they are needed
+        return RunFiles(folder, self._indexes)
 
 
-def _hashed(id_: str) -> str:
-    return hashlib.sha256(id_.encode()).hexdigest()
+def _opened(files: RunFiles, *, is_claimed: bool) -> OpenedRun:
+    headers = [header for header in files.headers() if header.epoch != PLAIN_EPOCH]
+    last = last_result(headers)
+    record = None if last is None else files.read(last.key)
+    return OpenedRun(files.with_input(), headers, record, is_claimed=is_claimed)
+
+
+def _find(files: RunFiles, plain: PlainFiles, key: RecordKey) -> CheckpointRecord | None:
+    if key.epoch == PLAIN_EPOCH:
+        return plain.read(key)
+    if key.epoch is None:
+        return plain.read(key) or files.read(key)
+    return files.read(key)

@@ -11,9 +11,9 @@ import pytest
 
 from stroma.errors import StoreUnusable
 from stroma.records import RunQuery, unique_id
-from stroma.testing._values import commit, record, request
 from stroma_postgres import PostgresStore, migrations_sql
 from stroma_postgres._migrations import VERSION
+from tests.core.stores.support import commit, record, request
 from tests.postgres.conftest import Admin, MakeStore
 from tests.servers.postgres import Server
 
@@ -169,6 +169,7 @@ class TestVersions:
         await admin.execute(f'DROP SCHEMA "{schema}" CASCADE')
         with pytest.raises(StoreUnusable, match="python -m stroma_postgres sql"):
             await store.open_run(request())
+        await use(store)  # it looked, and made them again
 
 
 class TestServers:
@@ -184,7 +185,7 @@ class TestServers:
                 await store.setup()
         finally:
             await store.aclose()
-            await admin.execute(f'DROP DATABASE "{schema}"')
+            await admin.execute(f'DROP DATABASE "{schema}" WITH (FORCE)')
 
 
 async def note_version(admin: Admin, schema: str, version: int, *, min_compatible: int) -> None:

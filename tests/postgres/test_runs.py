@@ -11,14 +11,13 @@ import asyncpg
 import pytest
 from pydantic import BaseModel
 
-from stroma import RunResult, RunStatus, StromaRunner, node
+from stroma import ExecutionResult, RunStatus, StromaRunner, node
 from stroma.errors import StoreUnavailable
 from stroma.records import unique_id
 from stroma.testing import TcpProxy
-from stroma.testing._values import commit, record, request
 from stroma_postgres import PostgresStore
-from tests.core.stores.support import in_child
-from tests.postgres.conftest import Admin, MakeStore, run_sql_now
+from tests.core.stores.support import commit, in_child, record, request
+from tests.postgres.conftest import Admin, MakeStore, run_sql, run_sql_now
 from tests.servers.postgres import OLDER, Server, address_of, local_server
 from tests.servers.process import ServerProcess
 
@@ -27,6 +26,10 @@ pytestmark = pytest.mark.server
 
 class Number(BaseModel):
     value: int = 0
+
+
+Before = Callable[[int], object]
+"""What a node does first; it is told its number."""
 
 
 class Calls:
@@ -40,7 +43,7 @@ class Calls:
     ) -> list[object]:
         return [self._node(number, before) for number in range(count)]
 
-    def _node(self, number: int, before: Callable[[int], object]) -> object:
+    def _node(self, number: int, before: Before) -> object:
         @node(id=f"n{number}", input=Number, output=Number)
         async def add(state: Number) -> Number:
             self.made.append(f"n{number}")
@@ -56,7 +59,7 @@ def runner_on(store: object, **options: object) -> StromaRunner:
     return StromaRunner.quick(store=store, **options)  # type: ignore[arg-type]
 
 
-async def result_of(store: object, nodes: list[object], run_id: str) -> RunResult:
+async def result_of(store: object, nodes: list[object], run_id: str) -> ExecutionResult:
     return await runner_on(store).run(nodes, Number(), run_id=run_id)  # type: ignore[arg-type]
 
 
@@ -112,7 +115,7 @@ class TestConnections:
         )
         results = await asyncio.gather(*runs)
         assert {result.status for result in results} == {RunStatus.COMPLETED}
-        assert {result.state.value for result in results} == {3}  # type: ignore[union-attr]
+        assert {result.final_state.value for result in results} == {3}  # type: ignore[union-attr]
 
     async def test_backends_that_are_terminated_in_the_middle(
         self, make_store: MakeStore, admin: Admin
@@ -168,6 +171,7 @@ class TestOutages:
         with pytest.raises(StoreUnavailable):
             await store.open_run(request("other"))
         own_server.start()
+        await end_leases(address_of(own_server))
         result = await result_of(store, calls.nodes(3), "run")
         assert result.status in {RunStatus.COMPLETED, RunStatus.RESUMED}
         await store.aclose()
@@ -190,6 +194,7 @@ class TestOutages:
         assert (await store.inspect("run")) is not None
         await set_read_only(server, "off")
         await terminate_from(server)
+        await end_leases(server)
         result = await result_of(store, calls.nodes(3), "run")
         assert result.status in {RunStatus.COMPLETED, RunStatus.RESUMED}
         await store.aclose()
@@ -250,3 +255,8 @@ async def set_read_only(server: Server, value: str) -> None:
     await connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
     await connection.execute("SELECT pg_reload_conf()")
     await connection.close()
+
+
+async def end_leases(server: Server) -> None:
+    """Let the time pass that a worker's lease lasts which could not say that it gave up."""
+    await run_sql(server, "UPDATE stroma_runs SET lease_expires_at = 0")

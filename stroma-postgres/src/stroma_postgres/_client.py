@@ -17,6 +17,7 @@ from stroma_postgres._errors import (
     is_loss,
     is_unanswered,
     is_value_error,
+    lacks_tables,
     operation_error,
 )
 from stroma_postgres._names import names_of
@@ -72,7 +73,7 @@ class Client:
             StoreUnusable: the server or its schema cannot be used.
             StoreUnavailable: it could not be reached now.
         """
-        await self._in_the_pools_loop(lambda: self._setup(again=True))
+        await self._in_the_pools_loop(self._setup)
 
     async def run(
         self, what: str, statement: str, arguments: Sequence[Any], *, is_write: bool
@@ -127,6 +128,8 @@ class Client:
                 await _take_back(lender, connection, exc)
                 if not isinstance(exc, Exception):
                     raise
+                if lacks_tables(exc):
+                    self._is_set_up = False  # the next operation makes them, or says what to do
                 maybe_done = maybe_done or (is_write and is_unanswered(exc))
                 if is_last or not is_loss(exc):
                     error = operation_error(exc, self.address, what, is_lost_write=maybe_done)
@@ -182,9 +185,9 @@ class Client:
             **options.connect_options,
         )
 
-    async def _setup(self, *, again: bool = False) -> None:
+    async def _setup(self) -> None:
         async with self._lender().setting_up:
-            if self._is_set_up and not again:
+            if self._is_set_up:
                 return
             try:
                 await self._look_and_migrate()
@@ -214,14 +217,8 @@ class Client:
             await close_politely(own)
 
     async def _prepare(self, connection: Connection) -> None:
-        found = await look(connection, self.sql, self._names, self._options.command_timeout_seconds)
-        await migrate(
-            connection,
-            self.sql,
-            self._names,
-            has_tables=found.has_tables,
-            may_change=self._options.migrate,
-        )
+        found = await look(connection, self.sql, self._options.command_timeout_seconds)
+        await migrate(connection, self.sql, self._names, may_change=self._options.migrate)
         self.durability = found.durability
         if self._statement_cache_size is None:
             self._statement_cache_size = 0 if found.has_pooler else _DEFAULT_STATEMENT_CACHE

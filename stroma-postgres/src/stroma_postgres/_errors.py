@@ -104,7 +104,13 @@ def is_loss(exc: BaseException) -> bool:
         return _state(exc).startswith("08") or _state(exc) in _LOSSES
     if isinstance(exc, asyncpg.InterfaceError):
         return not isinstance(exc, ValueError)
-    return isinstance(exc, ConnectionError)
+    # The second is what the driver says when it finds a goodbye of the server's unread.
+    return isinstance(exc, (ConnectionError, asyncpg.InternalClientError))
+
+
+def lacks_tables(exc: BaseException) -> bool:
+    """Say whether a table or function is missing that was there at setup."""
+    return _state(exc) in {"3F000", "42883", "42P01"}
 
 
 def is_unsent(exc: BaseException) -> bool:

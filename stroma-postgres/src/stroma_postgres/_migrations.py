@@ -44,7 +44,7 @@ def migrations_sql(
         ConfigError: one of the names is no plain identifier.
     """
     names = names_of(schema, table_prefix)
-    parts = ["BEGIN;", steps(names)]
+    parts = ["BEGIN;", lock(names), steps(names)]
     if grant_to:
         parts.append(_grants(names, check_identifier(grant_to, "grant_to", 63)))
     return "\n".join((*parts, "COMMIT;", ""))
@@ -52,15 +52,15 @@ def migrations_sql(
 
 def steps(names: Names, after: int = 0) -> str:
     """Return the statements of all migrations after a version, without a transaction."""
-    parts = [_lock(names), _create_schema(names), _create_versions(names)]
+    parts = [_create_schema(names), _create_versions(names)]
     for migration in MIGRATIONS:
         if migration.version > after:
             parts += [migration.sql(names), _note(names, migration)]
     return "\n".join(parts)
 
 
-def _lock(names: Names) -> str:
-    """Processes that set up at the same time do so one after the other."""
+def lock(names: Names) -> str:
+    """Return the statement after which this transaction alone changes the schema."""
     key = zlib.crc32(f"stroma:{names.schema}.{names.prefix}".encode())
     return f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, {key - 2**31});"
 
@@ -135,6 +135,12 @@ def _compress(names: Names) -> str:
     """
     return f"""
 DO $do$ BEGIN
+    IF EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = '{names.records}'::regclass
+        AND attname = 'payload' AND attcompression = 'l'
+    ) THEN
+        RETURN; -- workers that are at work need not wait
+    END IF;
     ALTER TABLE {names.records} ALTER COLUMN payload SET COMPRESSION lz4;
     ALTER TABLE {names.runs} ALTER COLUMN input_payload SET COMPRESSION lz4,
         ALTER COLUMN plan SET COMPRESSION lz4;

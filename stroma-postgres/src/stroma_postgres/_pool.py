@@ -49,8 +49,11 @@ class OwnConnection(BaseConnection):
     _ready: dict[str, PreparedStatement[asyncpg.Record]]
 
     async def make_ready(self, statements: Sequence[str]) -> None:
-        """Prepare statements, to be sent by `fetch_ready`."""
-        self._ready = {statement: await self.prepare(statement) for statement in statements}
+        """Prepare statements, to be sent by `fetch_ready`; one that cannot be says so then."""
+        self._ready = {}
+        with contextlib.suppress(asyncpg.PostgresError):
+            for statement in statements:
+                self._ready[statement] = await self.prepare(statement)
 
     async def fetch_ready(self, statement: str, arguments: Sequence[Any], timeout: float) -> Rows:
         """Return what `fetch` returns."""
@@ -92,7 +95,8 @@ async def fetch(
     connection: Connection, statement: str, arguments: Sequence[Any], timeout: float
 ) -> Rows:
     """Send a statement, and return its rows."""
-    if isinstance(connection, OwnConnection):
+    # Not isinstance, which the driver answers for its proxies, too.
+    if type(connection) is OwnConnection:
         return await connection.fetch_ready(statement, arguments, timeout)
     return await connection.fetch(statement, *arguments, timeout=timeout)
 
@@ -315,14 +319,24 @@ class Connections:
             await asyncio.wait(self._closing, timeout=_CLOSE_SECONDS)
 
     def abandon(self) -> None:
-        """Let go of connections whose loop was closed without notice.
+        """Close the sockets of a loop that was closed without `loop.shutdown_asyncgens`."""
+        while self._idle:
+            _drop(self._idle.pop()[0])
 
-        The driver can end a connection only in its loop; what is left is to close the socket.
-        """
-        for connection, _ in self._idle:
-            with contextlib.suppress(Exception):
-                connection.terminate()
-        self._idle.clear()
+
+def _drop(connection: OwnConnection) -> None:
+    """Close the socket of a connection whose loop is closed, as well as that can be done.
+
+    asyncio closes a transport by a callback of the loop, which this loop does not call any more;
+    so it is called here. Loops of other makers close their sockets with themselves.
+    """
+    transport = getattr(connection, "_transport", None)
+    with contextlib.suppress(RuntimeError):
+        connection.terminate()
+    call = getattr(transport, "_call_connection_lost", None)
+    if call is not None:
+        with contextlib.suppress(Exception):
+            call(None)
 
 
 class Borrowed:

@@ -8,7 +8,7 @@ import asyncpg
 
 from stroma.checkpoint import Capabilities, Durability
 from stroma.errors import StoreUnusable
-from stroma_postgres._migrations import MIGRATIONS, VERSION, Migration, steps
+from stroma_postgres._migrations import MIGRATIONS, VERSION, Migration, lock, steps
 from stroma_postgres._names import Names
 from stroma_postgres._statements import Statements
 
@@ -29,12 +29,10 @@ class Found(NamedTuple):
     Attributes:
         durability: what its commits survive.
         has_pooler: somebody stands between the client and the server.
-        has_tables: the store was set up before, by whatever version.
     """
 
     durability: Durability
     has_pooler: bool
-    has_tables: bool
 
 
 def capabilities_of(durability: Durability) -> Capabilities:
@@ -42,13 +40,13 @@ def capabilities_of(durability: Durability) -> Capabilities:
     return Capabilities(durability, max_payload_bytes=MAX_PAYLOAD_BYTES)
 
 
-async def look(connection: Connection, sql: Statements, names: Names, timeout: float) -> Found:
+async def look(connection: Connection, sql: Statements, timeout: float) -> Found:
     """Return what a server says of itself.
 
     Raises:
         StoreUnusable: the store cannot work on it.
     """
-    row = await connection.fetchrow(sql.look, names.migrations, timeout=timeout)
+    row = await connection.fetchrow(sql.look, timeout=timeout)
     assert row is not None
     if row["server_version"] < OLDEST_SERVER:
         raise StoreUnusable(
@@ -70,7 +68,6 @@ async def look(connection: Connection, sql: Statements, names: Names, timeout: f
         _durability(row),
         # A pooler answers the client with a key of its own; the server's processes are behind it.
         row["backend_pid"] != connection.get_server_pid(),
-        row["has_tables"],
     )
 
 
@@ -89,7 +86,7 @@ def _durability(row: asyncpg.Record) -> Durability:
 
 
 async def migrate(
-    connection: Connection, sql: Statements, names: Names, *, has_tables: bool, may_change: bool
+    connection: Connection, sql: Statements, names: Names, *, may_change: bool
 ) -> None:
     """Bring the schema to the version of this store, or only check it.
 
@@ -97,23 +94,27 @@ async def migrate(
         connection: to use for it.
         sql: the statements of the store.
         names: the names of the store.
-        has_tables: there is a schema of some version.
         may_change: bring it to this version; else an older one is refused.
 
     Raises:
         StoreUnusable: the schema is too new, or too old and may not be changed.
     """
-    version = await _check_version(connection, sql, names) if has_tables else 0
+    version = await _check_version(connection, sql, names)
     if version >= VERSION:
         return
     if not may_change:
         raise StoreUnusable(_missing(names, version))
-    # All of it happens or nothing does, and the lock of its first statement is held to the end.
+    # All of it happens or nothing does, and the lock is held to the end.
     async with connection.transaction():
-        await connection.execute(steps(names))
+        await connection.execute(lock(names))
+        version = await _check_version(connection, sql, names)
+        if version < VERSION:  # nobody else did it meanwhile, whose store is at work by now
+            await connection.execute(steps(names, version))
 
 
 async def _check_version(connection: Connection, sql: Statements, names: Names) -> int:
+    if not await connection.fetchval(sql.has_tables, names.migrations):
+        return 0
     row = await connection.fetchrow(sql.versions)
     if row is None:
         return 0

@@ -33,7 +33,8 @@ class Statements(NamedTuple):
     """The SQL of one store.
 
     Attributes:
-        look: server settings, and whether the tables are there.
+        look: server settings.
+        has_tables: whether there is a table of this name.
         versions: what was done to the schema.
         open: `open_v1`.
         inspect: a run and its records, from one snapshot.
@@ -49,6 +50,7 @@ class Statements(NamedTuple):
     """
 
     look: str
+    has_tables: str
     versions: str
     open: str
     inspect: str
@@ -67,6 +69,7 @@ def statements(at: Names) -> Statements:
     """Return the statements of a store."""
     return Statements(
         look=_LOOK,
+        has_tables="SELECT to_regclass($1) IS NOT NULL",
         versions=f"SELECT version, min_compatible FROM {at.migrations} "
         "ORDER BY version DESC LIMIT 1",
         open=_call(at.of(OPEN), 6 + len(NEW_RUN)),
@@ -91,8 +94,7 @@ SELECT pg_backend_pid() AS backend_pid,
     current_setting('fsync') AS fsync,
     current_setting('synchronous_commit') AS synchronous_commit,
     current_setting('synchronous_standby_names') AS standbys,
-    current_setting('default_transaction_isolation') AS isolation,
-    to_regclass($1) IS NOT NULL AS has_tables
+    current_setting('default_transaction_isolation') AS isolation
 """
 
 

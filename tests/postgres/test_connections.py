@@ -1,0 +1,347 @@
+"""Connections: none is lost or shared, whoever is cancelled and whichever loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+import warnings
+
+import asyncpg
+import pytest
+
+from stroma.errors import StoreUnavailable, StoreUnusable
+from stroma.records import RunQuery
+from stroma.testing import TcpProxy
+from stroma_postgres import PostgresStore
+from stroma_postgres._pool import Connections
+from tests.core.stores.support import Note, commit, record, request
+from tests.postgres.conftest import Admin, MakeStore
+from tests.servers.postgres import OLDER, Server, address_of, local_server
+
+pytestmark = pytest.mark.server
+
+
+def pool_of(store: PostgresStore) -> Connections:
+    """Return the connections of the running loop."""
+    return store._client._lenders.get()
+
+
+async def backends(admin: Admin, marker: str) -> int:
+    """Return how many sessions of the server ever sent something with this text last."""
+    return int(
+        await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%' || $1 || '%' "
+            "AND pid <> pg_backend_pid()",
+            marker,
+        )
+    )
+
+
+async def until(condition: object, seconds: float = 10.0) -> None:
+    """Wait until a function, or coroutine function, returns something true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()  # type: ignore[operator]
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < deadline, "it did not become true"
+        await asyncio.sleep(0.01)
+
+
+class TestPool:
+    async def test_it_grows_no_larger_than_it_may(
+        self, make_store: MakeStore, admin: Admin, schema: str
+    ) -> None:
+        store = make_store(max_connections=3)
+        await asyncio.gather(*(store.save(f"r{i}", "n", Note()) for i in range(50)))
+        pool = pool_of(store)
+        assert 1 <= pool.size <= 3
+        assert pool.idle_size == pool.size
+        assert await backends(admin, schema) <= 5  # PgBouncer's pool is of five
+
+    async def test_none_becomes_free_in_time(self, make_store: MakeStore, admin: Admin) -> None:
+        store = make_store(max_connections=1, acquire_timeout_seconds=0.2)
+        await store.open_run(request())
+        async with admin.transaction():
+            await lock_runs(admin, store)
+            waiting = asyncio.create_task(store.commit_many([commit(record())]))
+            await until(lambda: pool_of(store).idle_size == 0)
+            with pytest.raises(StoreUnavailable, match="max_connections"):
+                await store.inspect("run")
+        assert await waiting == [None]
+        assert await store.inspect("run") is not None
+
+    async def test_idle_connections_are_closed_after_a_while(self, make_store: MakeStore) -> None:
+        store = make_store(max_idle_seconds=0.2)
+        await asyncio.gather(*(store.save(f"r{i}", "n", Note()) for i in range(20)))
+        pool = pool_of(store)
+        await until(lambda: pool.size == 0)
+        assert await store.load_typed("r1", "n", Note) == Note()
+
+    async def test_idle_connections_that_were_terminated(
+        self, make_store: MakeStore, admin: Admin, schema: str
+    ) -> None:
+        store = make_store()
+        for _ in range(3):
+            await asyncio.gather(*(store.save(f"r{i}", "n", Note()) for i in range(20)))
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                f"WHERE query LIKE '%{schema}%' AND pid <> pg_backend_pid()"
+            )
+            assert await store.load_typed("r1", "n", Note) == Note()
+
+    async def test_a_statement_that_takes_too_long(
+        self, make_store: MakeStore, admin: Admin
+    ) -> None:
+        store = make_store(command_timeout_seconds=0.5)
+        await store.open_run(request())
+        async with admin.transaction():
+            await lock_runs(admin, store)
+            (refused,) = await asyncio.gather(
+                store.commit_many([commit(record())]), return_exceptions=True
+            )
+        assert type(refused).__name__ == "OutcomeUnknown"
+        assert "run 'run': commit" in str(refused)
+        assert await store.commit_many([commit(record(path="next"))]) == [None]
+
+    async def test_closed_means_closed(self, make_store: MakeStore) -> None:
+        store = make_store()
+        await store.health()
+        await store.aclose()
+        await store.aclose()
+        with pytest.raises(StoreUnusable, match="closed"):
+            await store.health()
+
+
+class TestCancellation:
+    async def test_a_storm_leaves_the_pool_as_it_was(
+        self, make_store: MakeStore, admin: Admin, schema: str
+    ) -> None:
+        store, seed = make_store(max_connections=4), random.randrange(10**6)
+        print(f"seed {seed}")
+        dice = random.Random(seed)
+        await store.open_run(request())
+        for round_ in range(15):
+            tasks = [
+                asyncio.create_task(
+                    store.commit_many([commit(record(path=f"{round_}.{i}"))])
+                    if i % 2
+                    else store.load_typed("run", f"{round_}.{i}", Note)  # type: ignore[arg-type]
+                )
+                for i in range(20)
+            ]
+            for task in tasks:
+                await asyncio.sleep(dice.random() / 2000)
+                task.cancel()
+                if dice.random() < 0.3:
+                    task.cancel()
+            await asyncio.wait(tasks)
+        pool = pool_of(store)
+        await until(lambda: pool.idle_size == pool.size)
+        assert await store.commit_many([commit(record(path="last"))]) == [None]
+
+        async def are_gone() -> bool:
+            return await backends(admin, schema) <= 5
+
+        await until(are_gone)
+
+    async def test_a_cancelled_commit_is_wholly_there_or_not(
+        self, make_store: MakeStore, admin: Admin
+    ) -> None:
+        store = make_store(max_connections=2)
+        await store.open_run(request())
+        whole = 0
+        for i in range(30):
+            pair = [record(path=f"{i}a"), record(path=f"{i}b")]
+            task = asyncio.create_task(store.commit_many([commit(*pair)]))
+            await asyncio.sleep(0.0003 * (i % 10))
+            task.cancel()
+            await asyncio.wait({task})
+            pool = pool_of(store)
+            await until(lambda pool=pool: pool.idle_size == pool.size)  # type: ignore[misc]
+            found = await store.fetch("run", [one.header.key for one in pair])
+            assert found in ([None, None], pair)
+            whole += found == pair
+            assert await store.commit_many([commit(*pair)]) == [None]
+        print(f"{whole} of 30 were there")
+
+    async def test_cancelled_while_waiting_for_a_connection(
+        self, make_store: MakeStore, admin: Admin
+    ) -> None:
+        store = make_store(max_connections=1)
+        await store.open_run(request())
+        async with admin.transaction():
+            await lock_runs(admin, store)
+            first = asyncio.create_task(store.commit_many([commit(record(path="a"))]))
+            await until(lambda: pool_of(store).idle_size == 0)
+            queue = [asyncio.create_task(store.inspect("run")) for _ in range(5)]
+            await asyncio.sleep(0)
+            for task in queue[:3]:
+                task.cancel()
+        assert await first == [None]
+        results = await asyncio.gather(*queue, return_exceptions=True)
+        assert [type(each).__name__ for each in results] == ["CancelledError"] * 3 + [
+            "OpenedRun"
+        ] * 2
+        assert (pool_of(store).size, pool_of(store).idle_size) == (1, 1)
+
+
+class TestLoops:
+    def test_loops_that_end_close_their_connections(self, server: Server, schema: str) -> None:
+        store = PostgresStore(server.dsn, schema=schema)
+
+        async def body(number: int) -> None:
+            await asyncio.gather(*(store.save(f"r{number}.{i}", "n", Note()) for i in range(5)))
+
+        async def count() -> int:
+            connection = await asyncpg.connect(server.dsn, statement_cache_size=0)
+            try:
+                return await backends(connection, schema)
+            finally:
+                await connection.close()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for number in range(3):
+                asyncio.run(body(number))
+                gc.collect()
+        assert asyncio.run(count()) <= 5
+
+    def test_loops_side_by_side(self, server: Server, schema: str) -> None:
+        store = PostgresStore(server.dsn, schema=schema)
+        failures: list[BaseException] = []
+
+        async def body(number: int) -> None:
+            for i in range(10):
+                await store.save(f"r{number}", f"n{i}", Note(text=str(i)))
+
+        def run(number: int) -> None:
+            try:
+                asyncio.run(body(number))
+            except BaseException as exc:
+                failures.append(exc)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+    def test_a_loop_that_is_closed_without_notice(self, server: Server, schema: str) -> None:
+        store = PostgresStore(server.dsn, schema=schema)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(store.save("run", "n", Note()))
+        loop.close()
+        asyncio.run(store.save("run", "n", Note(text="2")))
+        gc.collect()
+        assert asyncio.run(store.load_typed("run", "n", Note)) == Note(text="2")
+
+
+class TestHandedInPool:
+    async def test_it_is_used_and_left_open(self, server: Server, schema: str) -> None:
+        cache = {"statement_cache_size": 0}
+        async with asyncpg.create_pool(server.dsn, min_size=1, max_size=2, **cache) as pool:
+            store = PostgresStore(pool=pool, schema=schema)
+            await asyncio.gather(*(store.save(f"r{i}", "n", Note()) for i in range(10)))
+            assert len((await store.runs(RunQuery())).runs) == 0
+            await store.aclose()
+            assert await pool.fetchval("SELECT 1") == 1
+            assert pool.get_size() == pool.get_idle_size()
+
+    async def test_another_loop_asks_its_loop(self, server: Server, schema: str) -> None:
+        async with asyncpg.create_pool(server.dsn, statement_cache_size=0) as pool:
+            store = PostgresStore(pool=pool, schema=schema)
+            await store.open_run(request())
+
+            def elsewhere() -> list[bool]:
+                return asyncio.run(store.renew([("run", "alice")], 60_000))
+
+            assert await asyncio.to_thread(elsewhere) == [True]
+
+    def test_its_loop_is_closed(self, server: Server, schema: str) -> None:
+        async def make() -> PostgresStore:
+            async with asyncpg.create_pool(server.dsn, statement_cache_size=0) as pool:
+                store = PostgresStore(pool=pool, schema=schema)
+                await store.setup()
+            return store
+
+        store = asyncio.run(make())
+        with pytest.raises(StoreUnusable, match="event loop that is closed"):
+            asyncio.run(store.health())
+
+
+class TestErrors:
+    async def test_nobody_listens(self) -> None:
+        store = PostgresStore("postgresql://app:s3cret@127.0.0.1:1/app")
+        with pytest.raises(StoreUnavailable) as refused:
+            await store.open_run(request())
+        assert "s3cret" not in f"{refused.value!r} {refused.value.__cause__!r}"
+        assert "app:***@127.0.0.1:1" in str(refused.value)
+        assert isinstance(refused.value.__cause__, ConnectionRefusedError)
+
+    async def test_a_database_that_is_not_there(self, older: Server) -> None:
+        store = PostgresStore(older._replace(database="none").dsn)
+        with pytest.raises(StoreUnusable, match="create the database"):
+            await store.setup()
+
+    async def test_a_role_that_is_not_there(self, older: Server) -> None:
+        store = PostgresStore(older._replace(user="nobody", password="s3cret").dsn)
+        with pytest.raises(StoreUnusable) as refused:
+            await store.setup()
+        assert "s3cret" not in f"{refused.value!r} {refused.value.__cause__!r}"
+
+    async def test_too_many_connections(self) -> None:
+        process = local_server(OLDER, "max_connections=6", "superuser_reserved_connections=0")
+        server = address_of(process)
+        others = [await asyncpg.connect(server.dsn) for _ in range(6)]
+        store = PostgresStore(server.dsn)
+        with pytest.raises(StoreUnavailable, match="lower max_connections"):
+            await store.setup()
+        for other in others:
+            await other.close()
+        await store.health()
+        await store.aclose()
+        process.remove()
+
+    async def test_a_lost_reply_of_a_commit_is_asked_for_again(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            store = PostgresStore(older.at(proxy.host, proxy.port).dsn, schema=schema)
+            await store.open_run(request())
+            proxy.drop_reply()
+            assert await store.commit_many([commit(record())]) == [None]
+            assert proxy.dropped == 1
+            await store.aclose()
+
+    async def test_values_that_postgresql_does_not_have(self, store: PostgresStore) -> None:
+        await store.open_run(request())
+        good, bad = record(path="good"), record(path="b\0d")
+        outcomes = await store.commit_many([commit(good), commit(bad), commit(record(path="c"))])
+        assert [outcome is None for outcome in outcomes] == [True, False, True]
+        assert "run 'run'" in str(outcomes[1])
+        (alone,) = await store.commit_many([commit(bad)])
+        assert alone is not None
+
+    @pytest.mark.parametrize(
+        ("setting", "durability"),
+        [("fsync=off", "process"), ("fsync=on", "fsync")],
+    )
+    async def test_durability_is_what_the_server_says(self, setting: str, durability: str) -> None:
+        process = local_server(OLDER, setting)
+        store = PostgresStore(address_of(process).dsn)
+        await store.setup()
+        assert store.capabilities.durability.value == durability
+        await store.aclose()
+        process.remove()
+
+
+async def lock_runs(admin: Admin, store: PostgresStore) -> None:
+    """Lock the rows of all runs, as a worker in the middle of a commit does."""
+    await admin.fetch(f"SELECT 1 FROM {store._client._names.runs} FOR UPDATE")

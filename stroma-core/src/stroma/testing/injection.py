@@ -145,7 +145,7 @@ class _Failures:
         names = [place.id for place in self._places]
         return (
             f"there is no node {at!r} to fail{did_you_mean(at, names)}; "
-            f"there are {', '.join(names)}"
+            f"there are {', '.join(names) or 'none at all'}"
         )
 
 

@@ -1,0 +1,414 @@
+"""How servers are reached, and what is said when they cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from stroma.checkpoint import Durability
+from stroma.errors import ConfigError, OutcomeUnknown, StoreUnavailable, StoreUnusable
+from stroma.records import RunQuery
+from stroma_redis import RedisStore, SyncRedisStore
+from tests.core.stores.support import Note, commit, in_child, record, request
+from tests.redis.support import opened
+from tests.servers.process import ServerProcess, find_program
+from tests.servers.redis import KINDS, Address, Kind, is_ready, local_server
+
+pytestmark = pytest.mark.server
+
+PASSWORD = "p@ss/w:rd#%"
+QUOTED = "p%40ss%2Fw%3Ard%23%25"
+
+
+class TestEventLoops:
+    def test_one_store_serves_loops_one_after_the_other(self, server: Address, prefix: str) -> None:
+        """Without `aclose`: a loop that ends takes its connections along."""
+        store = RedisStore(server.url, key_prefix=prefix)
+        for i in range(3):
+            asyncio.run(store.save("run", f"n{i}", Note(text=str(i))))
+        assert asyncio.run(store.load_typed("run", "n0", Note)) == Note(text="0")
+        gc.collect()  # an unclosed socket would be told now
+
+    def test_a_ready_client_serves_one_loop_and_lends_its_settings_to_others(
+        self, server: Address, prefix: str
+    ) -> None:
+        async def first(store: RedisStore) -> None:
+            await store.save("run", "a", Note(text="a"))
+            await asyncio.to_thread(asyncio.run, store.save("run", "b", Note(text="b")))
+            await store.aclose()
+            await client.ping()  # still open: who handed it in closes it
+            await client.aclose()
+
+        client = redis.asyncio.Redis(host=server.host, port=server.port)
+        store = RedisStore(client, key_prefix=prefix)
+        asyncio.run(first(store))
+        assert asyncio.run(store.load_typed("run", "b", Note)) == Note(text="b")
+        gc.collect()
+
+
+class TestForks:
+    @pytest.mark.parametrize("kind", [RedisStore, SyncRedisStore])
+    def test_parent_and_child_write(self, server: Address, prefix: str, kind: type) -> None:
+        store = kind(server.url, key_prefix=prefix)
+
+        def save(name: str) -> str:
+            for i in range(20):
+                done = store.save("run", f"{name}{i}", Note(text=name))
+                if kind is RedisStore:
+                    loop.run_until_complete(done)
+            return "done"
+
+        loop = asyncio.new_event_loop()
+        save("before")
+        child = in_child(lambda: in_new_loop(store, kind))
+        save("parent")
+        assert child.read() == "done"
+        save("after")
+        for name in ("parent19", "child19", "after19"):
+            found = store.load_typed("run", name, Note)
+            assert (loop.run_until_complete(found) if kind is RedisStore else found) is not None
+        closed = store.aclose() if kind is RedisStore else store.close()
+        if closed is not None:
+            loop.run_until_complete(closed)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def in_new_loop(store: Any, kind: type) -> str:
+    for i in range(20):
+        done = store.save("run", f"child{i}", Note(text="child"))
+        if kind is RedisStore:
+            asyncio.run(done)
+    return "done"
+
+
+class TestReadyClients:
+    @pytest.mark.parametrize("is_text", [False, True])
+    @pytest.mark.parametrize("protocol", [2, 3])
+    async def test_of_any_kind(
+        self, server: Address, prefix: str, is_text: bool, protocol: int
+    ) -> None:
+        settings: dict[str, Any] = {"decode_responses": is_text, "protocol": protocol}
+        async with redis.asyncio.Redis(host=server.host, port=server.port, **settings) as client:
+            store = RedisStore(client=client, ttl_seconds=60, key_prefix=prefix)
+            await uses(store)
+            await store.aclose()
+        with redis.Redis(host=server.host, port=server.port, **settings) as sync_client:
+            other = SyncRedisStore(sync_client, key_prefix=prefix)
+            other.setup()
+            assert len(other.runs(RunQuery()).runs) == 1
+            other.close()
+
+    def test_of_the_wrong_kind(self) -> None:
+        with pytest.raises(ConfigError, match="redis.asyncio"):
+            RedisStore(redis.Redis())  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="RedisStore takes one"):
+            SyncRedisStore(client=redis.asyncio.Redis())  # type: ignore[arg-type]
+
+    def test_their_settings_are_their_own(self) -> None:
+        with pytest.raises(ConfigError, match="'max_connections'.*ready client"):
+            RedisStore(client=redis.asyncio.Redis(), max_connections=3)
+
+
+async def uses(store: RedisStore) -> None:
+    """Do a bit of everything."""
+    await store.setup()
+    await store.health()
+    await store.open_run(request())
+    one = record()
+    assert await store.commit_many([commit(one)]) == [None]
+    assert await store.fetch("run", [one.header.key]) == [one]
+    found = await store.inspect("run")
+    assert found is not None
+    assert (found.headers, found.last) == ([one.header], one)
+    assert [run.run_id for run in (await store.runs(RunQuery())).runs] == ["run"]
+
+
+class TestAccess:
+    @pytest.fixture(params=KINDS, ids=[kind.program for kind in KINDS])
+    def guarded(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
+        """A server with a password, an ACL user and a Unix socket."""
+        kind: Kind = request.param
+        socket = tmp_path / "server.sock"
+        process = local_server(kind, "--requirepass", PASSWORD, "--unixsocket", str(socket))
+        with redis.Redis(port=process.port, password=PASSWORD) as client:
+            client.acl_setuser(
+                "stroma",
+                enabled=True,
+                passwords=[f"+{PASSWORD}"],
+                keys=["stroma:*"],
+                commands=[f"+{name}" for name in NEEDED],
+            )
+        yield process
+        process.remove()
+
+    async def test_passwords_users_and_sockets(
+        self, guarded: ServerProcess, tmp_path: Path
+    ) -> None:
+        port, socket = guarded.port, tmp_path / "server.sock"
+        for url, options in (
+            (f"redis://:{QUOTED}@127.0.0.1:{port}", {}),
+            (f"redis://stroma:{QUOTED}@127.0.0.1:{port}/0", {}),
+            (f"redis://127.0.0.1:{port}", {"username": "stroma", "password": PASSWORD}),
+            (f"unix://{socket}", {"password": PASSWORD}),
+            (f"redis+unix://{socket}?db=1", {"username": "default", "password": PASSWORD}),
+        ):
+            async with opened(url, **options) as store:
+                assert PASSWORD not in repr(store)
+                assert QUOTED not in repr(store)
+                await store.delete("run")
+                await uses(store)
+                await store.delete("run")
+            sync_store = SyncRedisStore(url, **options)
+            sync_store.health()
+            sync_store.close()
+
+    async def test_a_wrong_password_is_not_repeated(self, guarded: ServerProcess) -> None:
+        for url in (
+            f"redis://127.0.0.1:{guarded.port}",
+            f"redis://:{QUOTED}x@127.0.0.1:{guarded.port}",
+            f"redis://nobody:{QUOTED}@127.0.0.1:{guarded.port}",
+        ):
+            async with opened(url) as store:
+                for operation in (store.setup(), store.save("run", "node", Note())):
+                    with pytest.raises(StoreUnusable, match="password") as refused:
+                        await operation
+                    said = f"{refused.value!r} {refused.value.__cause__!r}"
+                    assert PASSWORD not in said
+                    assert QUOTED not in said
+
+    async def test_a_permission_that_is_missing_is_named(self, guarded: ServerProcess) -> None:
+        with redis.Redis(port=guarded.port, password=PASSWORD) as client:
+            client.acl_setuser("stroma", commands=["-evalsha", "-eval"])
+        async with opened(f"redis://stroma:{QUOTED}@127.0.0.1:{guarded.port}") as store:
+            with pytest.raises(StoreUnusable, match="permission"):
+                await store.save("run", "node", Note())
+
+
+NEEDED = (
+    *("evalsha", "eval", "hget", "hmget", "hset", "hkeys", "hexists", "pexpire", "pttl", "time"),
+    *("zadd", "zrem", "zscore", "zrandmember", "zrevrangebyscore", "exists", "unlink"),
+    *("set", "get"),
+)
+"""What the README tells administrators to allow; INFO and CONFIG GET are optional."""
+
+
+class TestTls:
+    @pytest.fixture
+    def secure(self, tmp_path: Path) -> Iterator[ServerProcess]:
+        """A server that speaks TLS only, and wants the client's certificate."""
+        make_certificate(tmp_path)
+        files = [
+            *("--tls-cert-file", str(tmp_path / "cert.pem")),
+            *("--tls-key-file", str(tmp_path / "key.pem")),
+            *("--tls-ca-cert-file", str(tmp_path / "cert.pem")),
+        ]
+        program = find_program("redis-server")
+        assert program is not None
+
+        def command(folder: Path, port: int) -> list[str]:
+            return [program, "--port", "0", "--tls-port", str(port), "--dir", str(folder), *files]
+
+        def is_up(port: int) -> bool:
+            try:
+                with redis.Redis(
+                    port=port,
+                    ssl=True,
+                    ssl_ca_certs=str(tmp_path / "cert.pem"),
+                    ssl_certfile=str(tmp_path / "cert.pem"),
+                    ssl_keyfile=str(tmp_path / "key.pem"),
+                    ssl_check_hostname=False,
+                ) as client:
+                    return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+        process = ServerProcess(command, is_ready=is_up).start()
+        yield process
+        process.remove()
+
+    async def test_certificates_on_both_sides(self, secure: ServerProcess, tmp_path: Path) -> None:
+        files = {
+            "ssl_ca_certs": tmp_path / "cert.pem",
+            "ssl_certfile": tmp_path / "cert.pem",
+            "ssl_keyfile": tmp_path / "key.pem",
+        }
+        async with opened(f"rediss://localhost:{secure.port}", **files) as store:
+            await uses(store)
+        sync_store = SyncRedisStore(f"rediss://localhost:{secure.port}", **files)
+        sync_store.health()
+        sync_store.close()
+        by_number = f"rediss://127.0.0.1:{secure.port}"  # the certificate is for localhost
+        async with opened(by_number, **files) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.health()
+        async with opened(by_number, **files, ssl_check_hostname=False) as store:
+            await store.health()
+        async with opened(f"rediss://localhost:{secure.port}") as store:
+            with pytest.raises(StoreUnavailable, match="certificate"):
+                await store.health()
+
+
+def make_certificate(folder: Path) -> None:
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+
+
+class TestTroubles:
+    async def test_nobody_listens(self) -> None:
+        async with opened("redis://127.0.0.1:1") as store:
+            with pytest.raises(StoreUnavailable, match="127.0.0.1:1") as refused:
+                await store.open_run(request())
+            assert isinstance(refused.value.__cause__, redis.ConnectionError)
+            (outcome,) = await store.commit_many([commit(record())])
+            assert isinstance(outcome, StoreUnavailable)
+            assert "'run'" in str(outcome)
+
+    async def test_a_restart_in_between(self, own: ServerProcess) -> None:
+        """Connections that died while idle are replaced before anything is sent."""
+        async with opened(f"redis://127.0.0.1:{own.port}") as store:
+            await store.open_run(request())
+            own.restart()
+            assert await store.inspect("run") is None
+            assert (await opened_run(store)).is_new
+            assert await store.commit_many([commit(record())]) == [None]
+
+    async def test_a_server_that_hangs(self, own: ServerProcess) -> None:
+        import signal
+
+        url = f"redis://127.0.0.1:{own.port}"
+        async with opened(url, timeout_seconds=0.3) as store:
+            await store.open_run(request())
+            os.kill(own.pid, signal.SIGSTOP)
+            try:
+                (outcome,) = await store.commit_many([commit(record())])
+                assert isinstance(outcome, OutcomeUnknown)
+                assert "0.3 s" in str(outcome)
+            finally:
+                os.kill(own.pid, signal.SIGCONT)
+            await store.health()
+
+    async def test_memory_that_is_full(self, own: ServerProcess) -> None:
+        async with opened(f"redis://127.0.0.1:{own.port}") as store:
+            await store.open_run(request())
+            one = record(payload=b"x" * 1_000_000)
+            with redis.Redis(port=own.port) as client:
+                client.config_set("maxmemory", client.info("memory")["used_memory"])
+                (outcome,) = await store.commit_many([commit(one)])
+                assert isinstance(outcome, StoreUnavailable)
+                assert "memory is full" in str(outcome)
+                client.config_set("maxmemory", 0)
+            assert await store.fetch("run", [one.header.key]) == [None]
+            assert await store.commit_many([commit(one)]) == [None]
+
+    async def test_a_replica(self, own: ServerProcess) -> None:
+        with redis.Redis(port=own.port) as client:
+            client.config_set("replica-serve-stale-data", "yes")
+            client.replicaof("127.0.0.1", 1)
+            async with opened(f"redis://127.0.0.1:{own.port}") as store:
+                with pytest.raises(StoreUnavailable, match="connect to the primary"):
+                    await store.open_run(request())
+                with pytest.raises(StoreUnavailable, match="connect to the primary"):
+                    await store.health()
+                client.config_set("replica-serve-stale-data", "no")
+                with pytest.raises(StoreUnavailable, match="down"):
+                    await store.inspect("run")
+
+    async def test_keys_of_somebody_else(self, own: ServerProcess) -> None:
+        with redis.Redis(port=own.port) as client:
+            client.set("stroma:run:{run}", "mine", ex=60)
+        async with opened(f"redis://127.0.0.1:{own.port}") as store:
+            with pytest.raises(StoreUnusable, match="key_prefix"):
+                await store.open_run(request())
+
+    async def test_more_work_than_connections(self, server: Address, prefix: str) -> None:
+        async with opened(server.url, key_prefix=prefix, max_connections=2) as store:
+            await asyncio.gather(*(store.open_run(request(f"r{i}")) for i in range(100)))
+            assert len((await store.runs(RunQuery(limit=200))).runs) == 100
+
+    @pytest.mark.parametrize(
+        ("settings", "durability"),
+        [
+            (("--appendonly", "no"), Durability.PROCESS),
+            (("--appendonly", "yes"), Durability.INTERVAL_FSYNC),
+            (("--appendonly", "yes", "--appendfsync", "always"), Durability.FSYNC),
+            (("--appendonly", "yes", "--appendfsync", "no"), Durability.PROCESS),
+        ],
+    )
+    async def test_durability_is_the_servers(
+        self, settings: tuple[str, ...], durability: Durability
+    ) -> None:
+        process = local_server(KINDS[0], *settings)
+        async with opened(f"redis://127.0.0.1:{process.port}") as store:
+            assert store.capabilities.durability is Durability.PROCESS
+            await store.setup()
+            assert store.capabilities.durability is durability
+        async with opened(f"redis://127.0.0.1:{process.port}", durability="replicated") as store:
+            await store.setup()
+            assert store.capabilities.durability is Durability.REPLICATED
+        process.remove()
+
+
+async def opened_run(store: RedisStore) -> Any:
+    found = await store.open_run(request())
+    assert found is not None
+    return found
+
+
+class TestClusters:
+    @pytest.fixture
+    def cluster(self) -> Iterator[ServerProcess]:
+        """A cluster of one node, which has all the slots."""
+        process = local_server(KINDS[0], "--cluster-enabled", "yes")
+        with redis.Redis(port=process.port) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while b"cluster_state:ok" not in client.execute_command("CLUSTER INFO"):
+                assert is_ready(process.port)
+        yield process
+        process.remove()
+
+    async def test_runs_in_a_cluster(self, cluster: ServerProcess) -> None:
+        url = f"redis://127.0.0.1:{cluster.port}"
+        async with opened(url, cluster=True) as store:
+            await uses(store)
+            for i in range(30):
+                await store.open_run(request(f"r{i}"))
+            commits = [commit(record(f"r{i}")) for i in range(30)]
+            assert await store.commit_many(commits) == [None] * 30
+            assert len((await store.runs(RunQuery())).runs) == 31
+            for i in range(30):
+                await store.release(f"r{i}", "alice")
+            assert await store.purge(RunQuery()) == 30
+            await store.delete("run")
+        sync_store = SyncRedisStore(url, cluster=True)
+        sync_store.setup()
+        sync_store.save("run", "node", Note(text="1"))
+        assert sync_store.load_typed("run", "node", Note) == Note(text="1")
+        sync_store.open_run(request("run"))
+        assert len(sync_store.runs(RunQuery()).runs) == 1
+        sync_store.close()
+
+    async def test_a_ready_client_of_a_cluster(self, cluster: ServerProcess) -> None:
+        async with redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.port) as client:
+            store = RedisStore(client)
+            await uses(store)
+            with pytest.raises(ConfigError, match="cluster=True"):
+                await asyncio.to_thread(asyncio.run, store.health())
+            await store.aclose()

@@ -1,0 +1,117 @@
+"""What the store is told, and what the plugin costs who does not use it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, get_type_hints
+
+import pytest
+
+import stroma
+from stroma import StromaRunner
+from stroma.config import open_store
+from stroma.errors import ConfigError
+from stroma_redis import RedisOptions, RedisStore, SyncRedisStore
+from stroma_redis._options import MoreOptions
+
+SECRET = "hunter2hunter2"
+
+
+def test_stroma_has_the_stores_by_name() -> None:
+    assert stroma.RedisStore is RedisStore
+    assert stroma.SyncRedisStore is SyncRedisStore
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "address"),
+    [
+        ("redis", {}, "redis://localhost:6379/0"),
+        ("redis", {"url": "redis://h:1/2", "ttl_seconds": 7200}, "redis://h:1/2"),
+        ("redis://localhost", {}, "redis://localhost:6379/0"),
+        ("redis://[::1]:7/3?ttl_seconds=60", {}, "redis://[::1]:7/3"),
+        ("rediss://h?ssl_cert_reqs=none", {}, "rediss://h:6379/0"),
+        ("redis+unix:///run/r.sock?db=4", {}, "unix:///run/r.sock?db=4"),
+        ("redis", {"url": "unix:///run/r.sock"}, "unix:///run/r.sock?db=0"),
+    ],
+)
+def test_a_store_by_name_or_url(spec: str, options: dict[str, Any], address: str) -> None:
+    store = open_store(spec, options)
+    assert isinstance(store, RedisStore)
+    assert repr(address)[:-1] in repr(store)
+
+
+def test_with_redis() -> None:
+    runner = StromaRunner.quick().with_redis("redis://localhost:6379", ttl_seconds=7200)
+    assert "ttl_seconds=7200" in repr(runner.store)
+    again = StromaRunner.quick().with_store("redis", url="redis://localhost", ttl_seconds=60)
+    assert "ttl_seconds=60" in repr(again.store)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "problem"),
+    [
+        ("redis://h", {"ttl": 3}, "no option 'ttl'"),
+        ("redis://h?colour=red", {}, "colour"),
+        ("redis://h", {"ttl_seconds": 0}, "ttl_seconds"),
+        ("redis://h", {"key_prefix": "a{b}"}, "key_prefix"),
+        ("redis://h", {"ssl_ca_certs": "x"}, "rediss://"),
+        ("rediss://h", {"ssl_keyfile": "x"}, "ssl_certfile"),
+        ("redis://h/1", {"db": 2}, "db is given beside the URL"),
+        ("redis://h/x", {}, "number of a database"),
+        ("http://h", {}, "must begin with redis://"),
+        ("redis://", {}, "no host"),
+        ("unix://", {}, "path of the socket"),
+        ("redis://h", {"cluster": True, "db": 1}, "one database"),
+    ],
+)
+@pytest.mark.parametrize("kind", [RedisStore, SyncRedisStore])
+def test_a_wrong_option_is_named(
+    kind: type, url: str, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        kind(url, **options)
+    assert problem in str(refused.value)
+    assert "ttl_seconds, key_prefix" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://u:{SECRET}@h:notaport/0",
+        f"redis://u:{SECRET}/x@h:1/0",
+        f"redis://u:{SECRET}#x@h:1/0",
+        f"redis://u:{SECRET}@h:1/x",
+        f"redis://u:{SECRET}@h:1/0?password=other",
+        f"redis://h:1/0?password={SECRET}&colour=red",
+        f"redis://u:{SECRET}@[h:1/0",
+        f"http://u:{SECRET}@h",
+    ],
+)
+def test_a_url_that_is_wrong_shows_no_password(url: str) -> None:
+    for attempt in (lambda: RedisStore(url), lambda: open_store("redis", {"url": url})):
+        with pytest.raises(ConfigError) as refused:
+            attempt()
+        assert SECRET not in f"{refused.value!r} {refused.value.__cause__!r}"
+
+
+def test_options_show_no_password() -> None:
+    options = RedisOptions.model_validate({"url": f"redis://u:{SECRET}@h"})
+    assert SECRET not in repr(options)
+    assert options.connection()["password"] == SECRET
+    store = RedisStore("redis://h", password=SECRET)
+    assert SECRET not in repr(store)
+    assert SECRET not in repr(vars(store))
+
+
+def test_the_keywords_of_the_stores_are_the_options() -> None:
+    assert {"url", "ttl_seconds", *get_type_hints(MoreOptions)} == set(RedisOptions.model_fields)
+
+
+def test_the_plugin_imports_no_driver() -> None:
+    code = (
+        "import sys, stroma_redis._plugin as p; p.RedisFactory(); "
+        "print([m for m in sys.modules if m.split('.')[0] == 'redis' or m.endswith('._options')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

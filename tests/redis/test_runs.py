@@ -1,0 +1,253 @@
+"""What runs cost in Redis, and how long they live there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis
+
+from stroma import StromaRunner
+from stroma.errors import AlreadyCommitted, OutcomeUnknown, RunNotFound, StaleOwner
+from stroma.records import RecordKey, RunQuery, RunStatus, RunUpdate
+from stroma.testing import TcpProxy
+from stroma_redis import RedisStore, SyncRedisStore
+from stroma_redis._keys import Keys
+from tests.core.stores.support import Note, commit, record, request
+from tests.redis.support import Count, counting_nodes, immortal, keys_of, opened
+from tests.servers.redis import Address
+
+pytestmark = pytest.mark.server
+
+DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
+
+
+class TestRoundTrips:
+    @pytest.mark.parametrize("kind", [RedisStore, SyncRedisStore])
+    async def test_a_clean_run_takes_one_more_than_it_has_nodes(
+        self, server: Address, prefix: str, kind: type[RedisStore]
+    ) -> None:
+        with TcpProxy(*server) as proxy:
+            store = kind(f"redis://{proxy.host}:{proxy.port}", key_prefix=prefix)
+            async with StromaRunner.quick(store=store) as runner:
+                await runner.run(counting_nodes(1), Count())  # connects, and loads the scripts
+                before = proxy.round_trips
+                result = await runner.run(counting_nodes(10), Count())
+                assert result.status == "COMPLETED"
+                assert proxy.round_trips - before == 11
+            closed = store.aclose() if isinstance(store, RedisStore) else store.close()
+            if closed is not None:
+                await closed
+
+    async def test_commits_that_meet_leave_together(self, server: Address, prefix: str) -> None:
+        with TcpProxy(*server) as proxy:
+            url = f"redis://{proxy.host}:{proxy.port}"
+            async with opened(url, key_prefix=prefix) as store:
+                for i in range(50):
+                    await store.open_run(request(f"r{i}"))
+                await store.commit_many([commit(record("r0", "first"))])
+                before = proxy.round_trips
+                commits = [commit(record(f"r{i}", "x")) for i in range(50)]
+                outcomes = await asyncio.gather(*(store.commit_many([c]) for c in commits))
+                assert outcomes == [[None]] * 50
+                # One goes ahead; the others wait for a second connection, which is made, and share
+                # one trip. Connecting takes trips of its own.
+                assert proxy.round_trips - before <= 8
+                before = proxy.round_trips
+                commits = [commit(record(f"r{i}", "y")) for i in range(50)]
+                assert await store.commit_many(commits) == [None] * 50
+                assert proxy.round_trips - before == 1
+
+
+class TestLife:
+    async def test_no_key_lives_for_ever(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
+            steps = [
+                store.setup,
+                store.health,
+                lambda: store.save("plain", "node", Note()),
+                lambda: store.open_run(request("run")),
+                lambda: store.commit_many([commit(record("run"), lease_ms=90_000)]),
+                lambda: store.renew([("run", "alice")], 1000),
+                lambda: store.release("run", "alice"),
+                lambda: store.open_run(request("run", "bob")),
+                lambda: store.commit_many([commit(run_id="run", token="bob", update=DONE)]),
+                lambda: store.commit_many([commit(record("none"))]),
+                lambda: store.release("none", "x"),
+                lambda: store.renew([("none", "x")], 1000),
+                lambda: store.runs(RunQuery()),
+            ]
+            for step in steps:
+                await step()
+                assert immortal(client, prefix) == []
+            await store.delete("run")
+            await store.delete("plain")
+            left = [key for key in keys_of(client, prefix) if b":index:" not in key]
+            assert [key for key in left if b":health:" not in key] == []
+
+    async def test_a_run_and_its_plain_states_expire_together(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
+            await store.open_run(request("run", lease_seconds=1))
+            await store.save("run", "node", Note())
+            (key,) = [key for key in keys_of(client, prefix) if b":run:" in key]
+            assert 90_000 < client.pttl(key) <= 100_000
+
+    async def test_an_owned_run_outlives_its_lease(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=1) as store:
+            await store.open_run(request("run", lease_seconds=1000))
+            (key,) = [key for key in keys_of(client, prefix) if b":run:" in key]
+            assert client.pttl(key) > 1_050_000
+            await store.commit_many([commit(record("run"))])
+            await store.save("run", "node", Note())
+            assert client.pttl(key) > 1_050_000
+            await store.renew([("run", "alice")], 2_000_000)
+            assert client.pttl(key) > 2_050_000
+            await store.commit_many([commit(run_id="run", lease_ms=3_000_000)])
+            assert client.pttl(key) > 3_050_000
+            await store.commit_many([commit(run_id="run", update=DONE)])
+            assert client.pttl(key) <= 1000
+
+    async def test_a_run_that_expired_is_not_found(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        called: list[str] = []
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
+            runner = StromaRunner.quick(store=store)
+            await runner.run(counting_nodes(2), Count(), run_id="run")
+            for key in keys_of(client, prefix):
+                client.pexpire(key, 1)
+            while any(b":run:" in key for key in keys_of(client, prefix)):
+                await asyncio.sleep(0.002)
+            with pytest.raises(RunNotFound):
+                await runner.run(counting_nodes(2, called), run_id="run", resume=True)
+            assert called == []
+            (refused,) = await store.commit_many([commit(record("run"))])
+            assert isinstance(refused, StaleOwner)
+            assert not [key for key in keys_of(client, prefix) if b":run:" in key]
+
+
+class TestOnceOnly:
+    async def test_a_commit_whose_reply_was_lost_may_come_again(
+        self, server: Address, prefix: str
+    ) -> None:
+        with TcpProxy(*server) as proxy:
+            url = f"redis://{proxy.host}:{proxy.port}"
+            async with opened(url, key_prefix=prefix) as store:
+                await store.open_run(request())
+                one = commit(record())
+                proxy.drop_reply()
+                (unknown,) = await store.commit_many([one])
+                assert isinstance(unknown, OutcomeUnknown)
+                assert unknown.__cause__ is not None
+                assert await store.commit_many([one]) == [None]
+                (refused,) = await store.commit_many([commit(record())])
+                assert isinstance(refused, AlreadyCommitted)
+                opened_run = await store.inspect("run")
+                assert opened_run is not None
+                assert list(opened_run.headers) == [one.records[0].header]
+
+    async def test_forgotten_scripts_are_sent_again(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            await store.open_run(request())
+            client.script_flush()
+            commits = [commit(record(path=f"p{i}")) for i in range(5)]
+            assert await store.commit_many(commits) == [None] * 5
+            client.script_flush()
+            found = await store.fetch("run", [c.records[0].header.key for c in commits])
+            assert found == [c.records[0] for c in commits]
+
+    async def test_a_commit_of_very_many_records(self, server: Address, prefix: str) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            await store.open_run(request())
+            records = [record(path=f"p[{i}]", position=-1) for i in range(5000)]
+            assert await store.commit_many([commit(*records)]) == [None]
+            found = await store.inspect("run")
+            assert found is not None
+            assert list(found.headers) == [r.header for r in records]
+            keys = [RecordKey("run", None, f"p[{i}]") for i in (0, 4999)]
+            assert await store.fetch("run", keys) == [records[0], records[-1]]
+
+
+class TestIndex:
+    async def test_entries_of_expired_runs_go_when_they_are_met(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            for run_id in ("a", "b", "c"):
+                await store.open_run(request(run_id))
+            client.delete(*(key for key in keys_of(client, prefix) if key.endswith(b"{b}")))
+            assert [run.run_id for run in (await store.runs(RunQuery())).runs] == ["c", "a"]
+            assert entries(client, prefix) == {b"a", b"c"}
+
+    async def test_an_index_that_was_lost_comes_back_with_a_renewal(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            run = await store.open_run(request("a"))
+            assert run is not None
+            client.delete(*(key for key in keys_of(client, prefix) if b":index:" in key))
+            assert (await store.runs(RunQuery())).runs == ()
+            await store.renew([("a", "alice")], 60_000)
+            (found,) = (await store.runs(RunQuery())).runs
+            assert found.updated_at == run.run.updated_at
+
+    async def test_a_score_that_is_wrong_is_put_right(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            for run_id in ("a", "b", "c"):
+                await store.open_run(request(run_id))
+            for key in keys_of(client, prefix):
+                if b":index:" in key and client.zscore(key, "a") is not None:
+                    client.zadd(key, {"a": 9e9})
+            runs = (await store.runs(RunQuery())).runs
+            assert [run.run_id for run in runs] == ["c", "b", "a"]
+            assert scores(client, prefix) == {r.run_id.encode(): r.updated_at for r in runs}
+
+    async def test_claims_clear_away_entries_of_expired_runs(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        """Nobody lists the runs, and the index does not grow with those that have gone."""
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=1) as store:
+            for i in range(400):
+                run_id = f"gone{i}"
+                client.zadd(Keys(prefix).index_of(run_id), {run_id: 1.0})
+            for i in range(1000):
+                await store.open_run(request(f"run{i % 50}"))
+                await store.release(f"run{i % 50}", "alice")
+            left = entries(client, prefix)
+            assert len([entry for entry in left if entry.startswith(b"gone")]) < 100
+            assert len([entry for entry in left if entry.startswith(b"run")]) == 50
+
+    async def test_no_operation_walks_through_the_keys(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        client.config_resetstat()
+        async with opened(server.url, key_prefix=prefix) as store:
+            await store.open_run(request("*"))
+            await store.save("[ab]", "node", Note())
+            await store.runs(RunQuery())
+            await store.delete("*")
+            await store.purge(RunQuery())
+        used = set(client.info("commandstats"))
+        assert not used & {"cmdstat_keys", "cmdstat_scan"}
+
+
+def entries(client: redis.Redis, prefix: str) -> set[bytes]:
+    return set(scores(client, prefix))
+
+
+def scores(client: redis.Redis, prefix: str) -> dict[bytes, float]:
+    found: dict[bytes, float] = {}
+    for key in keys_of(client, prefix):
+        if b":index:" in key:
+            found.update(client.zrange(key, 0, -1, withscores=True))
+    return found

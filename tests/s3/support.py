@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from stroma.cost import NO_USAGE
+from stroma.records import (
+    CheckpointRecord,
+    Commit,
+    OpenRequest,
+    RecordHeader,
+    RunRecord,
+    RunStatus,
+    RunUpdate,
+    digest_of,
+    unique_id,
+)
+from stroma_s3 import S3Store
 from tests.servers.s3 import S3Server
+
+DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
 
 _numbers = itertools.count()
 
@@ -21,9 +39,104 @@ def new_bucket(server: S3Server) -> str:
 
 
 def keys_in(server: S3Server, bucket: str, prefix: str = "") -> list[str]:
-    """Return the keys of all objects."""
+    """Return the keys of all objects, but not of what `setup` wrote down."""
     client = server.client()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     found: list[Any] = [each["Key"] for page in pages for each in page.get("Contents", ())]
     client.close()
-    return found
+    return [key for key in found if not key.endswith("stroma-s3.json")]
+
+
+def request(
+    run_id: str = "run",
+    token: str = "alice",
+    *,
+    lease_seconds: float = 60.0,
+    must_exist: bool = False,
+    reopen: bool = False,
+    **columns: Any,
+) -> OpenRequest:
+    """Return a claim by a worker that is named like its token."""
+    new = None if must_exist else RunRecord(run_id, RunStatus.PENDING, **columns)
+    return OpenRequest(run_id, token, f"worker {token}", int(lease_seconds * 1000), new, reopen)
+
+
+def record(
+    path: str = "node",
+    *,
+    run_id: str = "run",
+    position: int = 0,
+    commit_id: str = "",
+    payload: bytes = b'{"text":"x"}',
+) -> CheckpointRecord:
+    header = RecordHeader(
+        run_id,
+        0,
+        path,
+        "result",
+        0,
+        position,
+        commit_id or unique_id(),
+        path,
+        "tests:Note",
+        "0123456789abcdef",
+        digest_of(payload),
+        NO_USAGE,
+        1.5,
+        "",
+        1_000_000.25,
+    )
+    return CheckpointRecord(header, payload)
+
+
+def commit(
+    *records: CheckpointRecord,
+    run_id: str = "run",
+    token: str = "alice",
+    update: RunUpdate | None = None,
+    lease_ms: int = 0,
+) -> Commit:
+    return Commit(run_id, token, records, update, lease_ms)
+
+
+async def headers_of(store: S3Store, run_id: str = "run") -> list[str]:
+    """Return the paths of a run's records, as anybody sees them."""
+    found = await store.inspect(run_id)
+    return [] if found is None else [header.path for header in found.headers]
+
+
+def events_of(store: S3Store) -> Any:
+    """Return the event system of the store's client, which sees every request."""
+    return store._here().services().bucket._client.meta.events
+
+
+@contextmanager
+def counted(store: S3Store) -> Iterator[list[str]]:
+    """Collect the requests that the store sends, as "PUT /bucket/key"."""
+    sent: list[str] = []
+
+    def note(request: Any, **_: object) -> None:
+        sent.append(f"{request.method} {request.url.partition('://')[2].partition('/')[2]}")
+
+    events = events_of(store)
+    events.register("before-send.s3", note)
+    yield sent
+    events.unregister("before-send.s3", note)
+
+
+class Held:
+    """Holds back a request until it is let go, as a slow network would."""
+
+    def __init__(self, store: S3Store, is_wanted: Callable[[str, str], bool]) -> None:
+        self._is_wanted = is_wanted
+        self.is_reached = threading.Event()
+        self._may_go = threading.Event()
+        events_of(store).register("before-send.s3", self._hold)
+
+    def _hold(self, request: Any, **_: object) -> None:
+        if not self.is_reached.is_set() and self._is_wanted(request.method, request.url):
+            self.is_reached.set()
+            assert self._may_go.wait(60)
+
+    def let_go(self) -> None:
+        self._may_go.set()

@@ -156,7 +156,7 @@ class Bucket:
     def get_head(self, key: str, about: str) -> bytes | None:
         """Return the beginning of an object, all of its head at least, or None."""
         data = self.get(key, about, 0, FIRST_BYTES)
-        if data is None or (size := head_size(data, key)) <= len(data):
+        if data is None or len(data) < FIRST_BYTES or (size := head_size(data, key)) <= len(data):
             return data
         rest = self.get(key, about, len(data), size - len(data))
         return None if rest is None else data + rest

@@ -52,6 +52,7 @@ class Entry(NamedTuple):
             before it; 0 if none has.
         lead_at: where the lead is, its first byte and its size. It comes before the payloads:
             in the head, the input of the run; in a step that is its own base, the index.
+        lead: what is there, if it was read.
         is_end: the run was deleted; nothing comes after this.
     """
 
@@ -65,6 +66,7 @@ class Entry(NamedTuple):
     records: tuple[Located, ...] = ()
     base: int = 0
     lead_at: tuple[int, int] = (0, 0)
+    lead: bytes | None = None
     is_end: bool = False
 
 
@@ -160,6 +162,7 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
     size = head_size(data, key)
     try:
         members = json.loads(data[data.index(b"\n") + 1 : size])
+        lead = int(members["lead"])
         found = Entry(
             str(members["id"]),
             str(members["run_id"]),
@@ -168,9 +171,10 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
             float(members["lease_expires_at"]),
             int(members["state"]),
             run_from_json(json.dumps(members["run"])) if "run" in members else None,
-            _records(members, size + int(members["lead"])),
+            _records(members, size + lead),
             int(members["base"]),
-            (size, int(members["lead"])),
+            (size, lead),
+            data[size : size + lead] if len(data) >= size + lead else None,
             bool(members.get("is_end", False)),
         )
     except (ValueError, KeyError, TypeError) as exc:

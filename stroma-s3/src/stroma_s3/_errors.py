@@ -42,6 +42,7 @@ class Verdict(Enum):
 _BY_CODE: Final = {
     "PreconditionFailed": Verdict.TAKEN,
     "NoSuchKey": Verdict.MISSING,
+    "InvalidRange": Verdict.MISSING,  # the object ends before what is asked for
     "NoSuchBucket": Verdict.UNUSABLE,
     "EntityTooLarge": Verdict.TOO_LARGE,
     "MaxMessageLengthExceeded": Verdict.TOO_LARGE,

@@ -38,6 +38,8 @@ PLAIN: Final = "plain/"
 PROBE: Final = "probe/"
 MARKER: Final = "stroma-s3.json"
 
+_PART = re.compile(r"[\w%-]+|~[0-9a-f]{64}", re.ASCII)
+_KIND = re.compile(r"[a-z]+\.-?\d+")
 _SLOT = re.compile(rf"\d{{{SLOT_DIGITS}}}")
 
 
@@ -132,16 +134,18 @@ class Keys:
     def run_of_head(self, key: str) -> str | None:
         """Return the encoded run id in the key of a head; None if it is none."""
         run = key[len(self.heads) :]
-        return run if run and "/" not in run else None
+        return run if _PART.fullmatch(run) else None
 
     def parse_log(self, key: str) -> LogKey | None:
         """Return the parts of the key of an object of a log; None if it is none."""
         parts = key[len(self.logs) :].split("/")
         if len(parts) != 3 or not _SLOT.fullmatch(parts[2]):
             return None
+        if not all(_PART.fullmatch(part) for part in parts[:2]):
+            return None
         return LogKey(parts[0], parts[1], int(parts[2]))
 
     def is_plain_of(self, run_id: str, key: str) -> bool:
         """Say whether a key is that of a plain record of a run."""
         parts = key[len(self.plain_of(run_id)) :].split("/")
-        return len(parts) == 2 and "." in parts[1]
+        return len(parts) == 2 and bool(_PART.fullmatch(parts[0]) and _KIND.fullmatch(parts[1]))

@@ -14,6 +14,7 @@ from stroma.records import (
     OpenedRun,
     OpenRequest,
     RecordKey,
+    RunRecord,
     unique_id,
 )
 from stroma.stores.rules import claimed, is_closed_book, is_held, locked, stale
@@ -56,9 +57,11 @@ class RunLogs:
         """
         self._views.forget(request.run_id)
         for _ in range(_TRIES):
-            if request.new is not None and (created := self._create(request)) is not None:
-                return created
-            view = self._read(request.run_id, with_input=True)
+            new = request.new
+            head = self._head(request.run_id) if new is None else self._created(request, new)
+            if isinstance(head, OpenedRun):
+                return head
+            view = self._read(request.run_id, head, with_input=True)
             if view is None:
                 if request.new is None:
                     return None
@@ -69,16 +72,16 @@ class RunLogs:
                     return opened
         raise _too_busy(request.run_id)
 
-    def _create(self, request: OpenRequest) -> OpenedRun | None:
-        assert request.new is not None
-        run = claimed(request.new, request, self._bucket.clock.now(), is_new=True)
+    def _created(self, request: OpenRequest, new: RunRecord) -> OpenedRun | Entry | None:
+        """Create a run, or return the head of the one that is there."""
+        run = claimed(new, request, self._bucket.clock.now(), is_new=True)
         head = Entry(unique_id(), run.run_id, unique_id(), 0, run.lease_expires_at, 0, run)
         key = self._keys.head(run.run_id)
         body = encode(head, lead=run.input_payload)
         if not self._bucket.put_new(key, body, _about(run.run_id)):
             found = self._head(run.run_id)
             if found is None or found.id != head.id:
-                return None
+                return found
         self._views.keep(View(head))
         return OpenedRun(run, (), None, True, True)
 
@@ -180,16 +183,25 @@ class RunLogs:
         view.fold(found)
         return found.id == entry.id
 
-    def _read(self, run_id: str, *, with_input: bool = False) -> View | None:
-        """Return a run with its whole log, or None if it does not exist."""
+    def _read(
+        self, run_id: str, head: Entry | None = None, *, with_input: bool = False
+    ) -> View | None:
+        """Return a run with its whole log, or None if it does not exist.
+
+        Args:
+            run_id: the run.
+            head: its head, if that was read just now.
+            with_input: also read what is large.
+        """
         for _ in range(_TRIES):
-            head = self._head(run_id)
+            head = self._head(run_id) if head is None else head
             if head is None:
                 return None
             with suppress(Vanished):
                 view = View(self.with_input(head) if with_input else head)
                 self._read_on(view)
                 return None if view.is_deleted else view
+            head = None
         raise _too_busy(run_id)
 
     def _refreshed(self, view: View) -> View | None:
@@ -249,6 +261,8 @@ class RunLogs:
             view.begin_at(found, decode_index(self._lead(found), self._key(found)))
 
     def _lead(self, entry: Entry) -> bytes:
+        if entry.lead is not None:
+            return entry.lead
         start, size = entry.lead_at
         data = self._bucket.get(self._key(entry), _about(entry.run_id), start, size)
         if data is None:
@@ -285,10 +299,6 @@ class RunLogs:
         entry = decode(data, run_id, slot, key)
         if run_id is None and self._keys.head(entry.run_id) != key:
             raise RecordCorrupt(f"object {key!r} is the head of run {entry.run_id!r}")
-        start, size = entry.lead_at
-        if slot == 0 and entry.run is not None and len(data) >= start + size:
-            run = entry.run._replace(input_payload=data[start : start + size])
-            entry = entry._replace(run=run)
         return entry
 
     def with_input(self, head: Entry) -> Entry:
@@ -297,7 +307,7 @@ class RunLogs:
         Raises:
             Vanished: the run was deleted meanwhile.
         """
-        if head.run is None or len(head.run.input_payload) == head.lead_at[1]:
+        if head.run is None:
             return head
         return head._replace(run=head.run._replace(input_payload=self._lead(head)))
 
@@ -369,7 +379,11 @@ class RunLogs:
         # Listed before the head is read: what is listed belongs to this head or to an older one,
         # never to a run that somebody creates meanwhile.
         doomed = set(self._objects_of(run_id))
-        head = self._head(run_id)
+        try:
+            head = self._head(run_id)
+        except RecordCorrupt:
+            head = None
+            self._bucket.delete_one(self._keys.head(run_id), about)
         self._views.forget(run_id)
         if head is not None:
             self._bucket.delete_one(self._keys.head(run_id), about)
@@ -398,7 +412,10 @@ class RunLogs:
         slots = self._slots(head.run_id, head.log)
         last = head
         if slots:
-            last = self._entry(head.run_id, head.log, slots[-1]) or head
+            try:
+                last = self._entry(head.run_id, head.log, slots[-1]) or head
+            except RecordCorrupt:
+                return None  # nobody can go on with it
         while not last.is_end and last.lease_expires_at > self._bucket.clock.now():
             slot = last.slot + 1
             end = Entry(

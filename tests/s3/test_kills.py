@@ -1,0 +1,168 @@
+"""A worker that dies between two requests leaves all of an operation, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stroma.records import OpenedRun, RunQuery, RunStatus
+from stroma_s3 import S3Store
+from tests.s3.conftest import close
+from tests.s3.support import DONE, commit, events_of, record, request
+from tests.servers.s3 import S3Server
+
+pytestmark = pytest.mark.crash
+Make = Callable[..., S3Store]
+
+OPERATIONS = ("create", "commit", "end", "takeover", "renew", "release", "delete", "purge")
+
+
+async def prepare(store: S3Store, operation: str) -> None:
+    """Bring the run to where the operation begins."""
+    if operation == "create":
+        return
+    await store.open_run(request(lease_seconds=0.2 if operation == "takeover" else 60.0))
+    await store.commit_many([commit(record("a"))])
+    if operation == "takeover":
+        await asyncio.sleep(0.4)
+    if operation == "purge":
+        await store.release("run", "alice")
+
+
+async def act(store: S3Store, operation: str) -> None:
+    if operation == "create":
+        await store.open_run(request())
+    elif operation == "commit":
+        await store.commit_many([commit(record("b", position=1), record("c", position=2))])
+    elif operation == "end":
+        await store.commit_many([commit(record("b", position=1), update=DONE)])
+    elif operation == "takeover":
+        await store.open_run(request(token="bob"))
+    elif operation == "renew":
+        await store.renew([("run", "alice")], 60_000)
+    elif operation == "release":
+        await store.release("run", "alice")
+    elif operation == "delete":
+        await store.delete("run")
+    else:
+        await store.purge(RunQuery())
+
+
+def states(found: OpenedRun | None) -> tuple[list[str], str, RunStatus] | None:
+    if found is None:
+        return None
+    return [header.path for header in found.headers], found.run.owner, found.run.status
+
+
+def is_right(operation: str, state: tuple[list[str], str, RunStatus] | None) -> bool:
+    """Say whether a run is as before the operation, or as after it."""
+    running = RunStatus.RUNNING
+    before = (["a"], "alice", running)
+    after: dict[str, list[object]] = {
+        "create": [None, ([], "alice", running)],
+        "commit": [before, (["a", "b", "c"], "alice", running)],
+        "end": [before, (["a", "b"], "", RunStatus.COMPLETED)],
+        "takeover": [before, (["a"], "bob", running)],
+        "renew": [before],
+        "release": [before, (["a"], "", running)],
+        "delete": [before, None],
+    }
+    if operation == "purge":
+        return state is None or (state[0] == ["a"] and state[1] != "alice")
+    return state in after[operation]
+
+
+def dies_at(store: S3Store, number: int, *, is_sent: bool) -> None:
+    """Kill this process at its n-th request, before it is sent or when it was answered."""
+    seen = 0
+
+    def count(**_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    events_of(store).register("needs-retry.s3" if is_sent else "before-send.s3", count)
+
+
+def child(settings: dict[str, Any]) -> None:
+    async def body() -> None:
+        store = S3Store(settings["bucket"], **settings["options"])
+        if settings["operation"] in {"commit", "end", "renew", "release"}:
+            await store.open_run(request())  # its own run: the token may claim again
+        await store.setup()
+        dies_at(store, settings["number"], is_sent=settings["is_sent"])
+        await act(store, settings["operation"])
+        await store.aclose()
+
+    asyncio.run(body())
+
+
+def killed_at(server: S3Server, bucket: str, operation: str, number: int, is_sent: bool) -> bool:
+    """Do it in a process that dies at a request; False if it came to its end."""
+    settings = {
+        "bucket": bucket,
+        "options": server.options(),
+        "operation": operation,
+        "number": number,
+        "is_sent": is_sent,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.s3.test_kills", json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("is_sent", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_kill_at_any_request_leaves_all_or_nothing(
+    make: Make, server: S3Server, bucket: str, operation: str, is_sent: bool
+) -> None:
+    store = make()
+    number = 0
+    while True:
+        number += 1
+        asyncio.run(store.delete("run"))
+        asyncio.run(prepare(store, operation))
+        was_killed = killed_at(server, bucket, operation, number, is_sent)
+        reader = make()
+        found = asyncio.run(reader.inspect("run"))
+        assert is_right(operation, states(found)), f"killed at request {number}: {found}"
+        listed = asyncio.run(reader.runs(RunQuery())).runs
+        assert listed == (() if found is None else (found.run,))
+        asyncio.run(goes_on(reader))
+        close(reader)
+        if not was_killed:
+            assert number > 1
+            return
+
+
+async def goes_on(store: S3Store) -> None:
+    """Claim the run, whatever is left of it, and bring it to its end."""
+    found = await store.inspect("run")
+    owner = "carol" if found is None or not found.run.owner else found.run.owner
+    opened = await store.open_run(request(token=owner, reopen=True))
+    assert opened is not None
+    done = commit(record("last", position=9), token=owner, update=DONE)
+    assert await store.commit_many([done]) == [None]
+    ended = await store.inspect("run")
+    assert ended is not None
+    assert ended.last is not None
+    assert ended.last.header.path == "last"
+
+
+if __name__ == "__main__":
+    child(json.loads(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""What `setup` finds out about a server, and what the store does where less is to be had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from stroma.errors import AlreadyCommitted, RunLocked, StoreUnusable
+from stroma.records import RunQuery
+from stroma_s3 import S3Store
+from stroma_s3._client import Conditional
+from tests.s3.conftest import close
+from tests.s3.support import (
+    DONE,
+    commit,
+    counted,
+    headers_of,
+    keys_in,
+    new_bucket,
+    record,
+    request,
+)
+from tests.servers.s3 import S3Server, swift
+
+Make = Callable[..., S3Store]
+
+
+@pytest.fixture
+def on_swift() -> Iterator[S3Store]:
+    server = swift()
+    store = S3Store(new_bucket(server), **server.options())
+    yield store
+    close(store)
+
+
+async def test_a_server_whose_conditional_writes_are_atomic_can_fence(
+    store: S3Store, server: S3Server, bucket: str
+) -> None:
+    await store.setup()
+    assert store.capabilities.fencing
+    assert store.capabilities.refuses_stale_commits
+    assert keys_in(server, bucket) == []
+
+
+async def test_one_where_two_writes_at_a_time_succeed_cannot(on_swift: S3Store) -> None:
+    assert on_swift.capabilities.fencing  # nobody knows better before
+    await on_swift.setup()
+    assert not on_swift.capabilities.fencing
+    assert not on_swift.capabilities.refuses_stale_commits
+
+
+async def test_there_workers_that_do_not_meet_are_kept_apart_all_the_same(
+    on_swift: S3Store,
+) -> None:
+    await on_swift.open_run(request())
+    with pytest.raises(RunLocked):
+        await on_swift.open_run(request(token="bob"))
+    assert await on_swift.commit_many([commit(record())]) == [None]
+    assert isinstance((await on_swift.commit_many([commit(record())]))[0], AlreadyCommitted)
+
+
+async def test_where_the_header_is_not_known_the_store_looks_before_it_writes(
+    make: Make,
+) -> None:
+    """No server that can be had here ignores the header; so it is not sent."""
+    alice, bob = make(), make()
+    for store in (alice, bob):
+        await store.setup()
+        store._here().services().bucket.conditional = Conditional.ABSENT
+        assert not store.capabilities.fencing
+    await alice.open_run(request())
+    assert await alice.commit_many([commit(record())]) == [None]
+    with pytest.raises(RunLocked):
+        await bob.open_run(request(token="bob"))
+    with counted(alice) as sent:
+        assert await alice.commit_many([commit(record("b", position=1), update=DONE)]) == [None]
+    assert [line.split()[0] for line in sent] == ["HEAD", "PUT"]
+    opened = await bob.open_run(request(token="bob"))
+    assert opened is not None
+    assert not opened.is_claimed
+    assert await headers_of(bob) == ["node", "b"]
+
+
+async def test_what_was_found_is_asked_for_anew_at_another_address(
+    make: Make, server: S3Server, bucket: str
+) -> None:
+    await make().setup()
+    client = server.client()
+    client.put_object(
+        Bucket=bucket, Key="stroma-s3.json", Body=b'{"format":1,"atomic_at":["http://elsewhere"]}'
+    )
+    store = make()
+    await store.setup()
+    found = client.get_object(Bucket=bucket, Key="stroma-s3.json")["Body"].read()
+    client.close()
+    assert json.loads(found)["atomic_at"] == ["http://elsewhere", server.url]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(b'{"format":2,"atomic_at":[]}', "newer stroma-s3"), (b"hello", "another prefix")],
+)
+async def test_a_prefix_that_is_not_ours_or_newer_is_refused(
+    store: S3Store, server: S3Server, bucket: str, body: bytes, message: str
+) -> None:
+    client = server.client()
+    client.put_object(Bucket=bucket, Key="stroma-s3.json", Body=body)
+    client.close()
+    for _ in range(2):
+        with pytest.raises(StoreUnusable, match=message):
+            await store.runs(RunQuery())

@@ -1,0 +1,120 @@
+"""How many requests what takes: each costs money, and a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import BaseModel
+
+import stroma
+from stroma.records import RunQuery
+from stroma.testing import TcpProxy
+from stroma_s3 import S3Store
+from tests.s3.support import DONE, commit, counted, headers_of, record, request
+from tests.servers.s3 import S3Server
+
+Make = Callable[..., S3Store]
+
+
+class Text(BaseModel):
+    text: str
+
+
+def node(id_: str) -> object:
+    @stroma.node(id=id_)
+    async def longer(state: Text) -> Text:
+        return Text(text=state.text + "+")
+
+    return longer
+
+
+def nodes(count: int) -> list[object]:
+    return [node(f"n{i}") for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests(
+    store: S3Store, count: int
+) -> None:
+    await store.setup()
+    runner = stroma.StromaRunner.quick(store=store)
+    with counted(store) as sent:
+        result = await runner.run(nodes(count), Text(text="x"), run_id="run")
+    assert result.final_state == Text(text="x" + "+" * count)
+    assert [line.split()[0] for line in sent] == ["PUT"] * (count + 1)
+
+
+async def test_on_the_wire_each_of_them_is_one_round_trip(
+    server: S3Server, make: Make
+) -> None:
+    with TcpProxy("127.0.0.1", server.port) as proxy:
+        store = make(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        await store.setup()
+        before = proxy.round_trips
+        await store.open_run(request())
+        await store.commit_many([commit(record("a"))])
+        await store.commit_many([commit(record("b"), update=DONE)])
+        assert proxy.round_trips - before == 3
+        await store.aclose()
+
+
+async def test_setup_takes_one_request_once_the_bucket_is_known(make: Make) -> None:
+    await make().setup()
+    store = make()
+    await store.setup()
+    with counted(store) as sent:
+        await store.setup()
+        await store.open_run(request())
+    assert len(sent) == 1
+
+
+async def test_a_retry_that_was_paid_for_rides_on_the_result(store: S3Store) -> None:
+    await store.open_run(request())
+    with counted(store) as sent:
+        assert await store.commit_many([commit(record("a"), record("b"), record("c"))]) == [None]
+    assert len(sent) == 1
+
+
+async def test_what_waits_together_shares_an_object(store: S3Store) -> None:
+    await store.open_run(request())
+    commits = [commit(record(f"item[{i}]", position=-1)) for i in range(300)]
+    with counted(store) as sent:
+        assert await store.commit_many(commits) == [None] * 300
+    assert len(sent) < 20
+    assert len(await headers_of(store)) == 300
+
+
+async def test_opening_a_finished_run_does_not_take_a_request_for_each_node(
+    make: Make,
+) -> None:
+    store, other = make(), make()
+    await store.open_run(request())
+    for i in range(30):
+        await store.commit_many([commit(record(f"n{i}", position=i))])
+    await store.commit_many([commit(record("last", position=30), update=DONE)])
+    await other.setup()
+    with counted(other) as sent:
+        opened = await other.open_run(request(token="bob"))
+    assert opened is not None
+    assert len(opened.headers) == 31
+    assert opened.last is not None
+    assert opened.last.header.path == "last"
+    assert len(sent) == 5
+
+
+async def test_a_renewal_takes_two_requests(store: S3Store) -> None:
+    await store.open_run(request())
+    with counted(store) as sent:
+        assert await store.renew([("run", "alice")], 60_000) == [True]
+    assert len(sent) == 2
+
+
+async def test_a_page_does_not_read_every_run(store: S3Store) -> None:
+    for i in range(150):
+        await store.open_run(request(f"r{i:03d}"))
+        await store.commit_many([commit(run_id=f"r{i:03d}", update=DONE)])
+    with counted(store) as sent:
+        page = await store.runs(RunQuery(limit=2))
+    assert [run.run_id for run in page.runs] == ["r149", "r148"]
+    assert len(sent) <= 302

@@ -12,6 +12,8 @@ from stroma.errors import StoreUnusable
 from stroma.record_codec import header_from_json, header_to_json
 from stroma.records import CheckpointRecord, RecordHeader, RecordKey
 
+# What reading a file ends with that is not what was written. One that is missing is, too.
+_DAMAGE = (AttributeError, FileNotFoundError, LookupError, TypeError, ValueError, struct.error)
 _SIZES = struct.Struct(">QQ")  # of the header and of the payload, which follow
 
 
@@ -95,7 +97,7 @@ def understood(path: Path) -> Iterator[None]:
     """Say which file is to blame for what cannot be read."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+    except _DAMAGE as exc:
         raise StoreUnusable(f"{path} is damaged, or of another program: {exc!r}") from exc
 
 

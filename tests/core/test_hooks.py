@@ -34,6 +34,23 @@ EVENTS = [
 ]
 
 
+class Counting(NodeHooks):
+    """Methods instead of arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(name="counting")
+        self.started: list[str] = []
+
+    async def on_node_start(self, run_id: str, node_id: str, state: dict[str, Any]) -> None:
+        self.started.append(node_id)
+
+
+async def test_methods_of_a_subclass_are_callbacks(calls: Calls) -> None:
+    hooks = Counting()
+    await make_runner(hooks=hooks).run([calls.node("a"), calls.node("b")], Number())
+    assert hooks.started == ["a", "b"]
+
+
 async def test_a_run_is_told_from_start_to_end(calls: Calls) -> None:
     told: list[tuple[Any, ...]] = []
     error = RuntimeError("odd")

@@ -197,20 +197,6 @@ class TestMisspeltMethod(Defective):
         return Mine(on_run_end=lambda result: None)
 
 
-class TestMethodsOfASubclass(Defective):
-    """Which NodeHooks' own attributes hide."""
-
-    caught_by: ClassVar = {"test_its_callbacks_are_ones_that_runs_call"}
-
-    @pytest.fixture
-    def hooks(self) -> Hooks:
-        class Mine(NodeHooks):
-            def on_run_end(self, result: object) -> None:  # type: ignore[override]
-                pass
-
-        return Mine()
-
-
 class TestWrongSignature(Defective):
     caught_by: ClassVar = {
         "test_its_callbacks_take_what_runs_hand_them",

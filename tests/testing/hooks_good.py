@@ -56,6 +56,19 @@ class TestCounts(HookConformance):
         return Counts().hooks()
 
 
+class Methods(NodeHooks):
+    """A subclass whose methods are the callbacks."""
+
+    def on_run_end(self, result: ExecutionResult) -> None:  # type: ignore[override]
+        self.name = str(result.status)
+
+
+class TestMethodsOfASubclass(HookConformance):
+    @pytest.fixture
+    def hooks(self) -> Hooks:
+        return Methods()
+
+
 class TestCountsMadeAnew(HookConformance):
     @pytest.fixture
     def hooks(self) -> Hooks:

@@ -92,6 +92,8 @@ Callback: TypeAlias = Callable[..., Awaitable[None] | None]
 class NodeHooks:
     """Callbacks, sync or async, all optional. What they raise is logged once and dropped.
 
+    They are given as arguments, or are methods of a subclass.
+
     They run in the node's own task, so that a context variable set in `on_node_start` is
     seen inside the node.
 
@@ -122,7 +124,10 @@ class NodeHooks:
     def __post_init__(self) -> None:
         for event in EVENTS:
             callback = getattr(self, event)
-            if callback is not None and not callable(callback):
+            method = getattr(type(self), event)
+            if callback is None and method is not None:  # a subclass's, which the field hides
+                setattr(self, event, method.__get__(self))
+            elif callback is not None and not callable(callback):
                 raise ConfigError(f"{event} must be a function, not {type(callback).__name__}")
 
 

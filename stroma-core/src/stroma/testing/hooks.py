@@ -70,11 +70,6 @@ class HookConformance:
             f"no run ever calls {unknown[0]}{did_you_mean(unknown[0], EVENTS)}; "
             f"callbacks are {', '.join(EVENTS)}"
         )
-        hidden = [name for name in EVENTS if _is_hidden(made, name)]
-        assert not hidden, (
-            f"the method {hidden[0]} is hidden by NodeHooks' own attribute, which is None: "
-            f"give it as an argument, NodeHooks({hidden[0]}=…)"
-        )
         assert any(getattr(made, event) for event in EVENTS), "there is no callback at all"
 
     def test_its_callbacks_take_what_runs_hand_them(self, hooks: Hooks) -> None:
@@ -202,12 +197,6 @@ def _made(hooks: object) -> NodeHooks:
 def _on_names(hooks: NodeHooks) -> list[str]:
     names = (*vars(hooks), *(name for cls in type(hooks).__mro__ for name in vars(cls)))
     return sorted({name for name in names if name.startswith("on_")})
-
-
-def _is_hidden(hooks: NodeHooks, event: str) -> bool:
-    """Say whether a subclass defines a method that its own instance hides."""
-    own = [cls for cls in type(hooks).__mro__ if cls not in NodeHooks.__mro__]
-    return getattr(hooks, event) is None and any(callable(vars(c).get(event)) for c in own)
 
 
 def _signature_problem(callback: Callable[..., object], names: tuple[str, ...]) -> str | None:

@@ -73,9 +73,7 @@ async def test_stores_with_other_prefixes_do_not_see_each_other(
             assert await store.load(run_id, "plain") == Note(text=run_id)
 
 
-async def test_what_is_removed_leaves_nothing(
-    make: Make, server: S3Server, bucket: str
-) -> None:
+async def test_what_is_removed_leaves_nothing(make: Make, server: S3Server, bucket: str) -> None:
     store = make()
     for run_id in ("one", "two"):
         await everything(store, run_id)
@@ -192,17 +190,13 @@ async def test_a_damaged_object_is_told_of(
     for damaged in keys_in(server, bucket, name):
         client.put_object(Bucket=bucket, Key=damaged, Body=body)
     client.close()
+    reader = make()
     with pytest.raises(RecordCorrupt, match=name):
-        if key == "plain":
-            await make().load("run", "plain")
-        else:
-            await make().inspect("run")
+        await (reader.load("run", "plain") if key == "plain" else reader.inspect("run"))
     await store.delete("run")  # a damaged run can be removed
 
 
-async def test_a_step_that_is_missing_is_told_of(
-    make: Make, server: S3Server, bucket: str
-) -> None:
+async def test_a_step_that_is_missing_is_told_of(make: Make, server: S3Server, bucket: str) -> None:
     store = make()
     await store.open_run(request())
     for i in range(3):

@@ -34,9 +34,7 @@ def nodes(count: int) -> list[object]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
-async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests(
-    store: S3Store, count: int
-) -> None:
+async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests(store: S3Store, count: int) -> None:
     await store.setup()
     runner = stroma.StromaRunner.quick(store=store)
     with counted(store) as sent:
@@ -45,9 +43,7 @@ async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests(
     assert [line.split()[0] for line in sent] == ["PUT"] * (count + 1)
 
 
-async def test_on_the_wire_each_of_them_is_one_round_trip(
-    server: S3Server, make: Make
-) -> None:
+async def test_on_the_wire_each_of_them_is_one_round_trip(server: S3Server, make: Make) -> None:
     with TcpProxy("127.0.0.1", server.port) as proxy:
         store = make(endpoint_url=f"http://127.0.0.1:{proxy.port}")
         await store.setup()

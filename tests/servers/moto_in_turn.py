@@ -46,4 +46,6 @@ class InTurn:
 
 if __name__ == "__main__":
     app = InTurn(DomainDispatcherApplication(create_backend_app))
-    run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
+    run_simple(
+        "127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler
+    )

@@ -109,7 +109,10 @@ def swift() -> S3Server:
     """Return OpenStack Swift with its s3api, started at the first call."""
     python = _python_with_swift()
     if python is None:
-        missing("OpenStack Swift", "pip install swift, or set STROMA_TEST_SWIFT_PYTHON to one that has it")
+        missing(
+            "OpenStack Swift",
+            "pip install swift, or set STROMA_TEST_SWIFT_PYTHON to one that has it",
+        )
     script = str(Path(__file__).with_name("swift_in_one_process.py"))
     server = ServerProcess(
         lambda folder, port: [python, script, str(folder), f"{port}", "tester", "testing"],

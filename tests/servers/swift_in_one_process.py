@@ -81,7 +81,15 @@ def write_ring(folder: Path, server: str, port: int, device: str) -> None:
 
     builder = RingBuilder(4, 1, 1)
     builder.add_dev(
-        {"id": 0, "region": 1, "zone": 1, "ip": "127.0.0.1", "port": port, "device": device, "weight": 1.0}
+        {
+            "id": 0,
+            "region": 1,
+            "zone": 1,
+            "ip": "127.0.0.1",
+            "port": port,
+            "device": device,
+            "weight": 1.0,
+        }
     )
     builder.rebalance()
     builder.get_ring().save(str(folder / f"{server}.ring.gz"))

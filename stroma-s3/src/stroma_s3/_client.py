@@ -125,7 +125,8 @@ class Bucket:
 
     def _put(self, key: str, body: bytes, about: str, condition: Mapping[str, str]) -> bool:
         _check_limits(key, body, about)
-        arguments = {**self._with_each_put, **_checksum_of(body, self._checksum), **condition}
+        checksum = _checksum_of(body, self._checksum)
+        arguments: Any = {**self._with_each_put, **checksum, **condition}
 
         def request() -> Mapping[str, Any]:
             return self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **arguments)
@@ -143,10 +144,10 @@ class Bucket:
     def get(self, key: str, about: str, start: int = 0, size: int | None = None) -> bytes | None:
         """Return the bytes of an object from ``start`` on, or None if there is none."""
         span = f"bytes={start}-{'' if size is None else start + size - 1}"
-        arguments = {} if start == 0 and size is None else {"Range": span}
+        arguments: Any = {} if start == 0 and size is None else {"Range": span}
 
         def request() -> Mapping[str, Any]:
-            answer: Any = self._client.get_object(Bucket=self._bucket, Key=key, **arguments)
+            answer = self._client.get_object(Bucket=self._bucket, Key=key, **arguments)
             with closing(answer["Body"]) as stream:
                 return {**answer, "data": stream.read()}
 
@@ -182,9 +183,9 @@ class Bucket:
                 return
             arguments = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _page(self, prefix: str, about: str, arguments: Mapping[str, str]) -> Mapping[str, Any]:
+    def _page(self, prefix: str, about: str, arguments: Any) -> Mapping[str, Any]:
         def request() -> Mapping[str, Any]:
-            return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **arguments)  # type: ignore[arg-type]
+            return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **arguments)
 
         answer = self._ask(request, f"{about}: listing {self.url(prefix)}", is_object=False)
         assert answer is not None
@@ -199,7 +200,9 @@ class Bucket:
         wanted: Any = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
 
         def request() -> Mapping[str, Any]:
-            return _checked_deletion(self._client.delete_objects(Bucket=self._bucket, Delete=wanted))
+            return _checked_deletion(
+                self._client.delete_objects(Bucket=self._bucket, Delete=wanted)
+            )
 
         what = f"{about}: removing {len(keys)} objects, {self.url(keys[0])} first"
         self._ask(request, what, is_write=True, is_object=False)

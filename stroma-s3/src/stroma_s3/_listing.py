@@ -186,7 +186,6 @@ class Listing:
                 doomed = [
                     listed.key
                     for listed in self._bucket.list(f"{self._keys.logs}{part}/", _ABOUT)
-                    if self._keys.parse_log(listed.key) is not None
-                    and listed.modified <= newest
+                    if self._keys.parse_log(listed.key) is not None and listed.modified <= newest
                 ]
                 self._bucket.delete(doomed, _ABOUT)

@@ -346,7 +346,7 @@ class RunLogs:
             if view is None:
                 return [None] * len(keys)
             try:
-                return list(self._readers.map(lambda key: self._found(view, key), keys))
+                return list(self._readers.map(self._found, [view] * len(keys), keys))
             except Vanished:
                 self._views.forget(run_id)
         raise _too_busy(run_id)
@@ -450,6 +450,4 @@ def _about(run_id: str) -> str:
 
 
 def _too_busy(run_id: str) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"run {run_id!r}: others create and delete it over and over; try again"
-    )
+    return StoreUnavailable(f"run {run_id!r}: others create and delete it over and over; try again")

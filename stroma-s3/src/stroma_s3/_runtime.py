@@ -168,5 +168,3 @@ def _size_of(change: Change) -> int:
     if isinstance(change, Renewal):
         return 0
     return sum(len(record.payload) for record in change.records)
-
-

@@ -215,12 +215,12 @@ def place_of(header: RecordHeader) -> Place:
 
 def with_input(run: RunRecord, head: RunRecord) -> RunRecord:
     """Return a run record with its input, which only the head has."""
-    return run._replace(
-        input_payload=head.input_payload, input_fingerprint=head.input_fingerprint
-    )
+    return run._replace(input_payload=head.input_payload, input_fingerprint=head.input_fingerprint)
 
 
-def judged(view: View, changes: Sequence[Change], now: float) -> tuple[Draft, list[StoreError | None]]:
+def judged(
+    view: View, changes: Sequence[Change], now: float
+) -> tuple[Draft, list[StoreError | None]]:
     """Return the next step with those of the changes that can be made, and the refusals."""
     draft = Draft(view, now)
     return draft, [draft.add(change) for change in changes]

@@ -20,7 +20,7 @@ from stroma.records import RunQuery
 from stroma_redis import RedisStore, SyncRedisStore
 from tests.core.stores.support import Note, commit, in_child, record, request
 from tests.redis.support import opened
-from tests.servers.process import ServerProcess, find_program
+from tests.servers.process import ServerProcess, find_program, free_port
 from tests.servers.redis import KINDS, Address, Kind, is_ready, local_server
 
 pytestmark = pytest.mark.server
@@ -109,13 +109,13 @@ class TestReadyClients:
             other.close()
 
     def test_of_the_wrong_kind(self) -> None:
-        with pytest.raises(ConfigError, match="redis.asyncio"):
+        with pytest.raises(ConfigError, match=r"redis\.asyncio"):
             RedisStore(redis.Redis())  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="RedisStore takes one"):
             SyncRedisStore(client=redis.asyncio.Redis())  # type: ignore[arg-type]
 
     def test_their_settings_are_their_own(self) -> None:
-        with pytest.raises(ConfigError, match="'max_connections'.*ready client"):
+        with pytest.raises(ConfigError, match=r"'max_connections'.*ready client"):
             RedisStore(client=redis.asyncio.Redis(), max_connections=3)
 
 
@@ -188,7 +188,7 @@ class TestAccess:
 
     async def test_a_permission_that_is_missing_is_named(self, guarded: ServerProcess) -> None:
         with redis.Redis(port=guarded.port, password=PASSWORD) as client:
-            client.acl_setuser("stroma", commands=["-evalsha", "-eval"])
+            client.acl_setuser("stroma", enabled=True, commands=["-evalsha", "-eval"])
         async with opened(f"redis://stroma:{QUOTED}@127.0.0.1:{guarded.port}") as store:
             with pytest.raises(StoreUnusable, match="permission"):
                 await store.save("run", "node", Note())
@@ -274,7 +274,7 @@ def make_certificate(folder: Path) -> None:
 class TestTroubles:
     async def test_nobody_listens(self) -> None:
         async with opened("redis://127.0.0.1:1") as store:
-            with pytest.raises(StoreUnavailable, match="127.0.0.1:1") as refused:
+            with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1") as refused:
                 await store.open_run(request())
             assert isinstance(refused.value.__cause__, redis.ConnectionError)
             (outcome,) = await store.commit_many([commit(record())])
@@ -376,10 +376,11 @@ class TestClusters:
     @pytest.fixture
     def cluster(self) -> Iterator[ServerProcess]:
         """A cluster of one node, which has all the slots."""
-        process = local_server(KINDS[0], "--cluster-enabled", "yes")
+        bus = ("--cluster-port", str(free_port()))
+        process = local_server(KINDS[0], "--cluster-enabled", "yes", *bus)
         with redis.Redis(port=process.port) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while b"cluster_state:ok" not in client.execute_command("CLUSTER INFO"):
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
                 assert is_ready(process.port)
         yield process
         process.remove()

@@ -9,8 +9,8 @@ from redis.crc import key_slot
 
 from stroma.ids import MAX_ID_BYTES
 from stroma.records import PLAIN_EPOCH, last_result
-from stroma_redis._keys import SHARDS, Keys, field_of, rank_of
 from stroma.testing._values import HOSTILE_IDS
+from stroma_redis._keys import SHARDS, Keys, field_of, rank_of
 from tests.core.stores.support import record
 
 ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1).filter(

@@ -42,10 +42,11 @@ def test_a_store_by_name_or_url(spec: str, options: dict[str, Any], address: str
 
 
 def test_with_redis() -> None:
-    runner = StromaRunner.quick().with_redis("redis://localhost:6379", ttl_seconds=7200)
-    assert "ttl_seconds=7200" in repr(runner.store)
-    again = StromaRunner.quick().with_store("redis", url="redis://localhost", ttl_seconds=60)
-    assert "ttl_seconds=60" in repr(again.store)
+    """The builders that the tutorial shows; nothing connects before the first run."""
+    StromaRunner.quick().with_redis("redis://localhost:6379", ttl_seconds=7200)
+    StromaRunner.quick().with_store("redis", url="redis://localhost", ttl_seconds=60)
+    with pytest.raises(ConfigError, match="ttl_seconds"):
+        StromaRunner.quick().with_redis("redis://localhost:6379", ttl_seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,17 @@ def test_a_wrong_option_is_named(
         f"redis://u:{SECRET}/x@h:1/0",
         f"redis://u:{SECRET}#x@h:1/0",
         f"redis://u:{SECRET}@h:1/x",
-        f"redis://u:{SECRET}@h:1/0?password=other",
+        f"redis://u:{SECRET}@h:1/0?password=other&colour=red",
         f"redis://h:1/0?password={SECRET}&colour=red",
         f"redis://u:{SECRET}@[h:1/0",
         f"http://u:{SECRET}@h",
     ],
 )
 def test_a_url_that_is_wrong_shows_no_password(url: str) -> None:
-    for attempt in (lambda: RedisStore(url), lambda: open_store("redis", {"url": url})):
+    for attempt in (
+        lambda: RedisStore(url, db=9),
+        lambda: open_store("redis", {"url": url, "db": 9}),
+    ):
         with pytest.raises(ConfigError) as refused:
             attempt()
         assert SECRET not in f"{refused.value!r} {refused.value.__cause__!r}"

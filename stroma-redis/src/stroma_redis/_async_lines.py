@@ -21,7 +21,7 @@ from stroma.errors import ConfigError
 from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
-from stroma_redis._wire import NO_BACKOFF, copied, packed, unanswered
+from stroma_redis._wire import NO_BACKOFF, copied, for_cluster, packed, unanswered
 
 _CAN_READ: Final = "can_read" if hasattr(Connection, "can_read") else "can_read_destructive"
 """What tells whether there is something to read; redis-py 8 renamed it."""
@@ -178,11 +178,11 @@ class ClusterLine:
             return [Failure(exc, was_sent=False)] * len(commands)
         try:
             if len(commands) == 1:
-                answer = self._client.execute_command(*commands[0], NEVER_DECODE=True)
+                answer = self._client.execute_command(*for_cluster(commands[0]), NEVER_DECODE=True)
                 return [await answer]
             pipeline = self._client.pipeline()
             for command in commands:
-                pipeline.execute_command(*command, NEVER_DECODE=True)
+                pipeline.execute_command(*for_cluster(command), NEVER_DECODE=True)
             replies = await pipeline.execute(raise_on_error=False)
         except DRIVER_ERRORS as exc:
             return [Failure(exc, was_sent=True)] * len(commands)

@@ -131,6 +131,8 @@ def _code_of(error: Exception) -> str:
         return ""
     if (name := type(error).__name__) in _NAMES:
         return _NAMES[name]
+    if "unauthenticated" in str(error):  # too many arguments for somebody without a password
+        return "NOAUTH"
     known = {code for codes, _ in _HINTS for code in codes}
     words: list[str] = _CODES.findall(str(error))
     return next((word for word in words if word in known), "ERR")

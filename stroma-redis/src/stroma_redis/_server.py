@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from stroma.checkpoint import Durability
-from stroma_redis._errors import Failure, Reply
+from stroma_redis._errors import Reply
 
 OLDEST: Final = (6, 2)
 """ZRANDMEMBER, which keeps the index small, came with Redis 6.2."""
@@ -40,16 +40,19 @@ def durability_of(persistence: Reply, fsync: Reply) -> Durability:
 
 
 def _facts(answer: Reply) -> dict[str, str]:
-    if isinstance(answer, Failure) or not isinstance(answer, bytes):
+    if isinstance(answer, dict):  # a cluster client has read it already
+        return {_text(name): _text(value) for name, value in answer.items()}
+    if not isinstance(answer, bytes):
         return {}
     lines = answer.decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
 
 
 def _policy(answer: Reply) -> str:
-    values: list[object] = []
-    if isinstance(answer, dict):  # RESP3
-        values = list(answer.values())
-    elif isinstance(answer, list):
-        values = answer[1:]
-    return values[0].decode() if values and isinstance(values[0], bytes) else ""
+    if isinstance(answer, dict):  # RESP3, or a cluster client
+        return next(map(_text, answer.values()), "")
+    return _text(answer[1]) if isinstance(answer, list) and len(answer) > 1 else ""
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

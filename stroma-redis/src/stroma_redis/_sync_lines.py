@@ -19,7 +19,7 @@ from redis.retry import Retry
 from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
-from stroma_redis._wire import NO_BACKOFF, packed
+from stroma_redis._wire import NO_BACKOFF, for_cluster, packed
 
 
 class Line(Protocol):
@@ -112,10 +112,10 @@ class ClusterLine:
             return [Failure(exc, was_sent=False)] * len(commands)
         try:
             if len(commands) == 1:
-                return [client.execute_command(*commands[0], NEVER_DECODE=True)]
+                return [client.execute_command(*for_cluster(commands[0]), NEVER_DECODE=True)]
             pipeline = client.pipeline()
             for command in commands:
-                pipeline.execute_command(*command, NEVER_DECODE=True)
+                pipeline.execute_command(*for_cluster(command), NEVER_DECODE=True)
             replies = pipeline.execute(raise_on_error=False)
         except DRIVER_ERRORS as exc:
             return [Failure(exc, was_sent=True)] * len(commands)

@@ -49,3 +49,11 @@ def address_of(client: Any) -> str:
         return f"unix://{settings['path']}?db={settings.get('db', 0)}"
     host, port = settings.get("host", "localhost"), settings.get("port", 6379)
     return f"redis://{host}:{port}/{settings.get('db', 0)}"
+
+
+def for_cluster(command: tuple[bytes, ...]) -> tuple[bytes | str, ...]:
+    """Return a command as redis-py's cluster client reads it: it looks at names as text."""
+    name, *args = command
+    if name == b"CONFIG":
+        return (b" ".join(command[:2]).decode(), *args[1:])
+    return (name.decode(), *args)

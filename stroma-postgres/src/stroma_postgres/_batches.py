@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from stroma.errors import StoreError
-from stroma.records import CheckpointRecord, Commit, RecordKey
+from stroma.records import CheckpointRecord, Commit, RecordKey, RunUpdate
 from stroma.stores.rules import already_committed, stale
 from stroma_postgres._columns import COMMIT, ROW, UPDATE
 from stroma_postgres._rows import Row, header_row, record_row, text_arrays, update_row
@@ -19,18 +19,30 @@ MAX_STATEMENT_BYTES: Final = 32_000_000
 
 
 def is_one_record(commit: Commit) -> bool:
-    """Say whether a commit does nothing but add one record to an owned run."""
-    return (
-        len(commit.records) == 1
-        and commit.update is None
-        and commit.lease_ms == 0
-        and commit.token != ""
-    )
+    """Say whether a commit adds one record to an owned run, whatever else it does."""
+    return len(commit.records) == 1 and commit.token != ""
 
 
-def one_record_arguments(commit: Commit) -> Row:
+def is_nothing_else(commit: Commit) -> bool:
+    """Say whether a commit leaves the run's row as it is."""
+    return commit.update is None and commit.lease_ms == 0
+
+
+def add_one_arguments(commit: Commit) -> Row:
     """Return the arguments of `Statements.add_one`."""
     return (commit.run_id, commit.token, *record_row(commit.records[0]))
+
+
+def commit_one_arguments(commit: Commit) -> Row:
+    """Return the arguments of `Statements.commit_one`."""
+    return (
+        commit.run_id,
+        commit.token,
+        commit.lease_ms,
+        commit.update is not None,
+        *update_row(1, commit.update or RunUpdate())[1:],
+        *record_row(commit.records[0]),
+    )
 
 
 def statements_of(commits: Sequence[Commit]) -> Iterator[list[int]]:

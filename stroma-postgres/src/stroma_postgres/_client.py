@@ -56,7 +56,7 @@ class Client:
         self.address = "the pool's server" if pool else mask_passwords(options.dsn)
         self.durability = Durability.FSYNC
         self._pool_loop: asyncio.AbstractEventLoop | None = getattr(pool, "_loop", None)
-        self._hot = (self.sql.open, self.sql.add_one, self.sql.commit)
+        self._hot = (self.sql.open, self.sql.add_one, self.sql.commit_one, self.sql.commit)
         self._timeout = options.command_timeout_seconds
         self._is_set_up = False
         self._is_closed = False

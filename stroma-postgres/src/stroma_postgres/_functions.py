@@ -37,6 +37,7 @@ from stroma_postgres._names import Names
 
 OPEN: Final = "open_v1"
 COMMIT: Final = "commit_v1"
+COMMIT_ONE: Final = "commit_one_v1"
 DELETE: Final = "delete_v1"
 PURGE: Final = "purge_v1"
 
@@ -73,7 +74,7 @@ SET enable_mergejoin = off
 
 def functions(at: Names) -> str:
     """Return the SQL that creates all functions."""
-    return "\n".join((_open(at), _commit(at), _delete(at), _purge(at)))
+    return "\n".join((_open(at), _commit(at), _commit_one(at), _delete(at), _purge(at)))
 
 
 def found_records(at: Names, run_id: str, newest: str) -> str:
@@ -273,6 +274,59 @@ BEGIN
             FROM unnest({update_arrays}) u({names(UPDATE)})
             WHERE x.run_id = c_run_id[u.commit_no] AND u.commit_no <> ALL (v_refused);
     END IF;
+END
+$body$;"""
+
+
+def _commit_one(at: Names) -> str:
+    """What `commit_v1` does, for one commit of one record: without arrays, in a third of the time.
+
+    It only says whether it was done; `commit_v1` finds out why not.
+    """
+    update = ", ".join(f"u_{c.name} {base_type(c)}" for c in UPDATE[1:])
+    record = ", ".join(f"r_{c.name} {base_type(c)}" for c in RECORD[1:])
+    row = ", ".join(f"r_{c.name}" for c in RECORD[1:])
+    spend = ",\n        ".join(
+        f"{c.name} = CASE WHEN u_has_spend THEN u_{c.name} ELSE x.{c.name} END" for c in USAGE
+    )
+    return f"""
+CREATE OR REPLACE FUNCTION {at.of(COMMIT_ONE)}(
+    c_run_id text, c_token text, c_lease_ms bigint, c_has_update boolean, {update}, {record}
+) RETURNS boolean
+LANGUAGE plpgsql
+AS $body$
+DECLARE
+    v_now double precision;
+BEGIN
+    PERFORM 1 FROM {at.runs} x WHERE x.run_id = c_run_id AND x.owner = c_token
+        FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO {at.records} ({names(RECORD)}) VALUES (c_run_id, {row})
+        ON CONFLICT ({", ".join(KEY)}) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    v_now := {_NOW};
+    UPDATE {at.runs} AS x SET
+        updated_at = CASE WHEN c_has_update THEN v_now ELSE x.updated_at END,
+        status = coalesce(u_status, x.status),
+        stop_reason = coalesce(u_stop_reason, x.stop_reason),
+        epochs = coalesce(u_epochs, x.epochs),
+        version = coalesce(u_version, x.version),
+        plan = coalesce(u_plan, x.plan),
+        active_ms = coalesce(u_active_ms, x.active_ms),
+        {spend},
+        owner = CASE WHEN u_is_release THEN '' ELSE x.owner END,
+        holder = CASE WHEN u_is_release THEN '' ELSE x.holder END,
+        lease_expires_at = CASE
+            WHEN u_is_release THEN 0
+            WHEN c_lease_ms > 0 THEN greatest(x.lease_expires_at, v_now + c_lease_ms / 1000.0)
+            ELSE x.lease_expires_at
+        END
+        WHERE x.run_id = c_run_id;
+    RETURN true;
 END
 $body$;"""
 

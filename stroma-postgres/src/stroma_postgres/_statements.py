@@ -13,6 +13,7 @@ from stroma_postgres._functions import (
     COMMIT as COMMIT_V1,
 )
 from stroma_postgres._functions import (
+    COMMIT_ONE,
     DELETE,
     NEW_RUN,
     NO_RECORD,
@@ -39,6 +40,7 @@ class Statements(NamedTuple):
         open: `open_v1`.
         inspect: a run and its records, from one snapshot.
         add_one: a commit of one record and nothing else, if the token owns the run.
+        commit_one: `commit_one_v1`; a row if it was done.
         commit: `commit_v1`.
         renew: leases of those that own.
         release: ownership of one that owns.
@@ -55,6 +57,7 @@ class Statements(NamedTuple):
     open: str
     inspect: str
     add_one: str
+    commit_one: str
     commit: str
     renew: str
     release: str
@@ -75,6 +78,7 @@ def statements(at: Names) -> Statements:
         open=_call(at.of(OPEN), 6 + len(NEW_RUN)),
         inspect=_inspect(at),
         add_one=_add_one(at),
+        commit_one=f"SELECT 1 WHERE {at.of(COMMIT_ONE)}({_marks(2 + len(UPDATE) + len(RECORD))})",
         commit=_commit(at),
         renew=_renew(at),
         release=f"UPDATE {at.runs} SET owner = '', holder = '', lease_expires_at = 0, "

@@ -19,9 +19,11 @@ from stroma.records import (
 )
 from stroma.stores.rules import cursor_after, locked
 from stroma_postgres._batches import (
+    add_one_arguments,
     commit_arguments,
+    commit_one_arguments,
+    is_nothing_else,
     is_one_record,
-    one_record_arguments,
     refusals_of,
     statements_of,
 )
@@ -183,10 +185,12 @@ class PostgresStore(AsyncPlainMethods):
 
     async def _commit_one(self, commit: Commit) -> StoreError | None:
         """Write a commit of one record; ask for the reason only if it was not added."""
+        if is_nothing_else(commit):
+            statement, arguments = self._sql.add_one, add_one_arguments(commit)
+        else:
+            statement, arguments = self._sql.commit_one, commit_one_arguments(commit)
         try:
-            answer = await self._client.run(
-                _saving([commit]), self._sql.add_one, one_record_arguments(commit), is_write=True
-            )
+            answer = await self._client.run(_saving([commit]), statement, arguments, is_write=True)
         except StoreError as exc:
             if _is_about_a_value(exc):
                 return exc

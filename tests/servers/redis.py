@@ -9,6 +9,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.servers.process import ServerProcess, find_program, has_docker, missing
 
@@ -87,7 +89,7 @@ def local_server(kind: Kind = REDIS, *settings: str) -> ServerProcess:
 def is_ready(port: int) -> bool:
     """Say whether a server answers, if only that it wants a password."""
     try:
-        with redis.Redis(port=port, socket_timeout=1, retry=None) as client:
+        with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.AuthenticationError:
         return True

@@ -101,7 +101,7 @@ end
 
 OPEN: Final = _script(
     _TIME,
-        _CONTENTS,
+    _CONTENTS,
     """
 -- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, then columns to create
 local key, token, holder = KEYS[1], ARGV[1], ARGV[2]
@@ -221,7 +221,7 @@ return 1
 
 RENEW: Final = _script(
     _TIME,
-        """
+    """
 -- ARGV: token, lease in ms, time to live in ms
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner or owner == '' or owner ~= ARGV[1] then return 0 end
@@ -236,7 +236,7 @@ return 1
 
 RELEASE: Final = _script(
     _TIME,
-        """
+    """
 -- ARGV: token, time to live in ms
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner or owner == '' or owner ~= ARGV[1] then return 0 end

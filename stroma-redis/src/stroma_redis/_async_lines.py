@@ -196,7 +196,11 @@ class ClusterLine:
 
 def line_to(options: RedisOptions) -> Line:
     """Return a line of one's own to the server that options name; nothing is connected yet."""
-    settings: dict[str, Any] = {**options.connection(), "protocol": 2, "retry": Retry(NO_BACKOFF, 0)}
+    settings: dict[str, Any] = {
+        **options.connection(),
+        "protocol": 2,
+        "retry": Retry(NO_BACKOFF, 0),
+    }
     if options.cluster:
         del settings["db"]
         settings["ssl"] = options.scheme == "rediss"

@@ -152,7 +152,7 @@ class Operations:
             *(() if new is None else new_columns(new)),
         )
         command = self._call(scripts.OPEN, self.keys.run(run_id), *args)
-        listing = self._list(run_id, sample=self._sweep.sample)
+        listing = self._list(run_id, sample=self._sweep.sample())
         asked, sweeping = self._sweep.plan(self.keys)
         answer, sampled, *looked = yield from _ask((command, listing, *sweeping), is_write=True)
         self._sweep.learn(sampled, asked, looked, time.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -29,11 +30,11 @@ class Keys(NamedTuple):
 
     def run(self, run_id: str) -> bytes:
         """Return the key of the hash that holds everything of a run."""
-        return f"{self.prefix}:run:{{{quote(run_id, safe='')}}}".encode()
+        return _run_key(self.prefix, run_id)
 
     def index_of(self, run_id: str) -> bytes:
         """Return the key of the sorted set that lists a run."""
-        return self.shard(zlib.crc32(run_id.encode()) % SHARDS)
+        return _index_key(self.prefix, run_id)
 
     def shard(self, number: int) -> bytes:
         """Return the key of one of the sorted sets."""
@@ -42,6 +43,16 @@ class Keys(NamedTuple):
     def health(self, nonce: str) -> bytes:
         """Return the key that a health check writes."""
         return f"{self.prefix}:health:{{{nonce}}}".encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _run_key(prefix: str, run_id: str) -> bytes:
+    return f"{prefix}:run:{{{quote(run_id, safe='')}}}".encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _index_key(prefix: str, run_id: str) -> bytes:
+    return Keys(prefix).shard(zlib.crc32(run_id.encode()) % SHARDS)
 
 
 def field_of(header: RecordHeader) -> bytes:

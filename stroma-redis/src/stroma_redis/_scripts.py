@@ -156,11 +156,11 @@ if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
 local fields = {}
-local ids = {}
+local ids = last_arg > 10 and {}
 for at = 6, last_arg, 5 do
   local name, id, is_new = ARGV[at], ARGV[at + 1], true
   if token ~= '' then
-    local kept = ids[name]
+    local kept = ids and ids[name]
     if not kept then
       local stored = run[5]
       if last_arg > 10 then stored = redis.call('HGET', key, 'h:' .. name) end
@@ -171,7 +171,7 @@ for at = 6, last_arg, 5 do
     end
     if kept and kept ~= id then return {'taken', name} end
     is_new = not kept
-    ids[name] = id
+    if ids then ids[name] = id end
   end
   if is_new then
     written = written + 1

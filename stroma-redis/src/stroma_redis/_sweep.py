@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -10,7 +11,8 @@ from stroma_redis import _scripts as scripts
 from stroma_redis._errors import Reply
 from stroma_redis._keys import Keys
 
-_AT_ONCE: Final = 2
+_EVERY: Final = 8
+_AT_ONCE: Final = 2 * _EVERY
 _MAX_WAITING: Final = 64
 
 
@@ -22,23 +24,26 @@ class Entry(NamedTuple):
 
 
 class Sweep:
-    """Rides on claims: each adds one entry to the index at the most, and looks at two.
+    """Rides on claims: each adds one entry to the index at the most, and they look at two each.
 
-    A claim samples two entries of the sorted set that it writes to. The next claim asks whether
-    the runs of the old ones among them exist, and the one after that removes those that do not,
-    unless their entry has changed meanwhile. Nobody waits for it. Where runs expire as fast as
-    new ones come, half of the entries are of expired ones at the most.
+    Every eighth claim samples sixteen entries of the sorted set that it writes to. The next claim
+    asks whether the runs of the old ones among them exist, and the one after that removes those
+    that do not, unless their entry has changed meanwhile. Nobody waits for it. Where runs expire
+    as fast as new ones come, about half of the entries are of expired ones at the most.
 
     Args:
         ttl_seconds: an entry that is younger is not asked about.
     """
 
-    sample: Final = _AT_ONCE
-
     def __init__(self, ttl_seconds: float) -> None:
         self._ttl_seconds = ttl_seconds
         self._suspects: deque[Entry] = deque(maxlen=_MAX_WAITING)
         self._dead: deque[Entry] = deque(maxlen=_MAX_WAITING)
+        self._claims = itertools.count()
+
+    def sample(self) -> int:
+        """Return how many entries the next claim is to sample."""
+        return 0 if next(self._claims) % _EVERY else _AT_ONCE
 
     def plan(self, keys: Keys) -> tuple[list[Entry], list[tuple[bytes, ...]]]:
         """Return the entries to ask about, and the commands: these questions come first."""

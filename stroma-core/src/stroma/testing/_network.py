@@ -16,6 +16,7 @@ from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_server
 from stroma.testing._kit import Driven, Kit
 from stroma.testing._values import DONE, Note, commit, record, request
+from stroma.testing.proxy import TcpProxy
 
 _MAX_REPLIES = 6
 _TRIES = 4
@@ -270,31 +271,39 @@ class NetworkClauses:
             )
 
     def test_a_clean_run_takes_one_round_trip_for_each_node_and_one_more(self, kit: Kit) -> None:
-        """Claiming takes one round trip, and so does each commit, and a batch of them."""
+        """Claiming takes one round trip, so does each commit, and reading a run that is done."""
         _only_level_1(kit)
         proxy, store = kit.behind_proxy()
         store.open_run(request("warm"))
         written(store, record("warm"))
-
-        def trips(act: Callable[[], object]) -> int:
-            before = proxy.round_trips
-            act()
-            return proxy.round_trips - before
-
-        claim = trips(lambda: store.open_run(request()))
+        claim = _trips(proxy, lambda: store.open_run(request()))
         assert claim == 1, f"open_run of a new run took {claim} round trips: it creates and claims"
         for i in range(3):
-            one = trips(lambda i=i: written(store, record(path=f"n{i}", position=i)))  # type: ignore[misc]
+            one = _trips(proxy, lambda i=i: written(store, record(path=f"n{i}", position=i)))  # type: ignore[misc]
             assert one == 1, f"a commit of one record took {one} round trips"
-        last = trips(lambda: store.commit(commit(record(path="last"), update=DONE)))
+        last = _trips(proxy, lambda: store.commit(commit(record(path="last"), update=DONE)))
         assert last == 1, f"the last commit, with the run's end, took {last} round trips"
-        again = trips(lambda: store.open_run(request()))
+        again = _trips(proxy, lambda: store.open_run(request()))
         assert again == 1, f"opening a run that is complete took {again} round trips"
+
+    def test_a_batch_takes_few_round_trips(self, kit: Kit) -> None:
+        """Commits of many runs in one call take one or two round trips, not one for each."""
+        _only_level_1(kit)
+        if not kit.capabilities.refuses_stale_commits:
+            pytest.skip("network: its server does not decide about several runs at once")
+        proxy, store = kit.behind_proxy()
         for i in range(50):
             store.open_run(request(f"r{i}"))
+        store.commit_many([commit(record(f"r{i}", "warm")) for i in range(50)])
         batch = [commit(record(f"r{i}")) for i in range(50)]
-        many = trips(lambda: store.commit_many(batch))
+        many = _trips(proxy, lambda: store.commit_many(batch))
         assert many <= 2, f"50 commits in one call took {many} round trips"
+
+
+def _trips(proxy: TcpProxy, act: Callable[[], object]) -> int:
+    before = proxy.round_trips
+    act()
+    return proxy.round_trips - before
 
 
 def _only_level_1(kit: Kit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 import redis
@@ -130,6 +131,19 @@ class TestLife:
             (refused,) = await store.commit_many([commit(record("run"))])
             assert isinstance(refused, StaleOwner)
             assert not [key for key in keys_of(client, prefix) if b":run:" in key]
+
+
+    async def test_the_result_says_when_a_run_expires(self, server: Address, prefix: str) -> None:
+        async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
+            runner = StromaRunner.quick(store=store)
+            before = time.time()
+            result = await runner.run(counting_nodes(2), Count(), run_id="run")
+            assert result.expires_at is not None
+            assert before + 100 <= result.expires_at <= time.time() + 100
+            again = await runner.run(counting_nodes(2), Count(), run_id="run")
+            assert again.expires_at is None  # it was only read
+        kept = await StromaRunner.quick().run(counting_nodes(1), Count())
+        assert kept.expires_at is None
 
 
 class TestOnceOnly:

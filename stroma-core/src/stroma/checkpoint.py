@@ -106,6 +106,8 @@ class Capabilities(NamedTuple):
         refuses_stale_commits: a commit of a worker that lost its run is refused at once. False
             where a store can only make it invisible: the worker learns of it when it renews,
             updates or releases the run.
+        retention_seconds: how long a run is kept after the last write to it; None keeps it until
+            it is removed.
     """
 
     durability: Durability
@@ -113,6 +115,7 @@ class Capabilities(NamedTuple):
     max_payload_bytes: int | None = None
     groups_commits: bool = False
     refuses_stale_commits: bool = True
+    retention_seconds: float | None = None
 
 
 class RecordStore(Protocol):
@@ -287,6 +290,11 @@ class CheckpointManager:
     def has_fencing(self) -> bool:
         """The store keeps workers that lost a run from changing it; known after `setup`."""
         return self._promises.fencing
+
+    def expires_at(self, written_at: float) -> float | None:
+        """Return when a run expires that was last written to at a time; None if it does not."""
+        seconds = self._promises.retention_seconds
+        return None if seconds is None else written_at + seconds
 
     @property
     def commit_many(self) -> CommitMany:

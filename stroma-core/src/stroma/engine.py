@@ -159,7 +159,11 @@ async def start(
         fallbacks=config.model_fallbacks,
         on_unknown_price=config.on_unknown_price,
     )
-    return await RunDriver(plan, journal, ledger, trace, around).drive(state)
+    is_only_read = journal.is_complete
+    result = await RunDriver(plan, journal, ledger, trace, around).drive(state)
+    if not is_only_read:
+        result.expires_at = manager.expires_at(settings.clock.now())
+    return result
 
 
 async def _open_journal(

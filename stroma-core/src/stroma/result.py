@@ -46,6 +46,8 @@ class ExecutionResult:
         in_doubt: attempts of this start that may have been billed without an answer.
         unsaved: outputs that the store would not take, by path: they were paid for.
         epoch: how often the run was deliberately started over.
+        expires_at: when the store forgets the run, unless it is started again before, in seconds
+            since the epoch; None if the store keeps it, or if this start wrote nothing.
     """
 
     run_id: str
@@ -62,6 +64,7 @@ class ExecutionResult:
     in_doubt: tuple[InDoubt, ...] = ()
     unsaved: Mapping[str, BaseModel] = field(default_factory=dict)
     epoch: int = 0
+    expires_at: float | None = None
 
     @property
     def is_complete(self) -> bool:

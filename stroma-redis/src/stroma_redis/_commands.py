@@ -99,6 +99,7 @@ class Operations:
             options.durability or Durability.PROCESS,
             max_payload_bytes=MAX_PAYLOAD_BYTES,
             groups_commits=groups_commits,
+            retention_seconds=options.ttl_seconds,
         )
 
     def setup(self, *, one_by_one: bool) -> Steps[None]:

@@ -67,6 +67,11 @@ def test_a_wrong_option_is_named(options: dict[str, object], message: str) -> No
         S3Store("bucket", **options)  # type: ignore[arg-type]
 
 
+def test_a_client_brings_its_own_settings() -> None:
+    with pytest.raises(ConfigError, match="region cannot be given beside a client"):
+        S3Store("bucket", client=object(), region="eu-central-1")  # type: ignore[arg-type]
+
+
 def test_the_model_refuses_what_it_does_not_have() -> None:
     assert S3Options.model_config["extra"] == "forbid"
     assert S3Options.model_config["frozen"] is True

@@ -131,7 +131,8 @@ class Bucket:
         def request() -> Mapping[str, Any]:
             return self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **arguments)
 
-        return self._ask(request, f"{about}: writing {self.url(key)}", is_write=True) is not None
+        what = f"{about}: writing {self.url(key)}"
+        return self._ask(request, what, Verdict.TAKEN, is_write=True) is not None
 
     def exists(self, key: str, about: str) -> bool:
         """Say whether there is an object."""
@@ -139,7 +140,8 @@ class Bucket:
         def request() -> Mapping[str, Any]:
             return self._client.head_object(Bucket=self._bucket, Key=key)
 
-        return self._ask(request, f"{about}: looking for {self.url(key)}") is not None
+        what = f"{about}: looking for {self.url(key)}"
+        return self._ask(request, what, Verdict.MISSING) is not None
 
     def get(self, key: str, about: str, start: int = 0, size: int | None = None) -> bytes | None:
         """Return the bytes of an object from ``start`` on, or None if there is none."""
@@ -151,7 +153,7 @@ class Bucket:
             with closing(answer["Body"]) as stream:
                 return {**answer, "data": stream.read()}
 
-        answer = self._ask(request, f"{about}: reading {self.url(key)}")
+        answer = self._ask(request, f"{about}: reading {self.url(key)}", Verdict.MISSING)
         return None if answer is None else answer["data"]
 
     def get_head(self, key: str, about: str) -> bytes | None:
@@ -187,7 +189,7 @@ class Bucket:
         def request() -> Mapping[str, Any]:
             return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **arguments)
 
-        answer = self._ask(request, f"{about}: listing {self.url(prefix)}", is_object=False)
+        answer = self._ask(request, f"{about}: listing {self.url(prefix)}")
         assert answer is not None
         return answer
 
@@ -205,7 +207,7 @@ class Bucket:
             )
 
         what = f"{about}: removing {len(keys)} objects, {self.url(keys[0])} first"
-        self._ask(request, what, is_write=True, is_object=False)
+        self._ask(request, what, is_write=True)
 
     def delete_one(self, key: str, about: str) -> None:
         """Remove one object; it may be gone already."""
@@ -213,20 +215,21 @@ class Bucket:
         def request() -> Mapping[str, Any]:
             return self._client.delete_object(Bucket=self._bucket, Key=key)
 
-        self._ask(request, f"{about}: removing {self.url(key)}", is_write=True)
+        what = f"{about}: removing {self.url(key)}"
+        self._ask(request, what, Verdict.MISSING, is_write=True)
 
     def _ask(
         self,
         request: Callable[[], Mapping[str, Any]],
         what: str,
+        expected: Verdict | None = None,
         *,
         is_write: bool = False,
-        is_object: bool = True,
     ) -> Mapping[str, Any] | None:
         """Send a request, again while that may help.
 
         Returns:
-            The answer; None if the object is missing (reading) or taken (writing).
+            The answer; None if it is the expected refusal.
         """
         is_unknown = False
         for attempt in range(1, self._attempts + 1):
@@ -235,7 +238,7 @@ class Bucket:
                 answer = _whole(request())
             except Exception as exc:
                 verdict = self._verdict(exc, sent)
-                if is_object and verdict is (Verdict.TAKEN if is_write else Verdict.MISSING):
+                if verdict is expected:
                     return None
                 is_unknown = is_unknown or verdict is Verdict.UNKNOWN
                 may_help = verdict in {Verdict.REFUSED, Verdict.UNKNOWN}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from itertools import islice
 from typing import Final, NamedTuple
 
 from stroma.ownership import describe_worker
@@ -81,10 +82,12 @@ class Listing:
     def purge(self, query: RunQuery) -> int:
         """Remove the runs that a query finds and nobody owns; see `RecordStore.purge`."""
         removed = 0
-        for found in self._matching(query):
-            if removed >= query.limit:
+        matching = self._matching(query)
+        while removed < query.limit:
+            batch = list(islice(matching, min(_BATCH, query.limit - removed)))
+            if not batch:
                 break
-            removed += self._remove(found)
+            removed += sum(self._readers.map(self._remove, batch))
         self._sweep()
         return removed
 

@@ -387,10 +387,10 @@ class RunLogs:
         self._views.forget(run_id)
         if head is not None:
             self._bucket.delete_one(self._keys.head(run_id), about)
-            end = None if is_fenced else self._seal(head)
-            doomed |= {
-                self._keys.slot(run_id, head.log, slot) for slot in self._slots(run_id, head.log)
-            }
+        if head is not None and not is_fenced:
+            end = self._seal(head)
+            written_since = self._slots(run_id, head.log)
+            doomed |= {self._keys.slot(run_id, head.log, slot) for slot in written_since}
             doomed.discard(end or "")
         self._bucket.delete(sorted(doomed), about)
 

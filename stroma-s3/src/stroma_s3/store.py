@@ -36,6 +36,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OF_CLIENTS: Final = {
+    "access_key_id",
+    "addressing_style",
+    "connect_timeout_seconds",
+    "endpoint_url",
+    "profile",
+    "read_timeout_seconds",
+    "region",
+    "request_checksum_calculation",
+    "secret_access_key",
+    "session_token",
+}
 GRACE_SECONDS: Final = 60.0
 """How long a cancelled caller waits for its write."""
 
@@ -60,6 +72,8 @@ class S3Store(AsyncPlainMethods):
     def __init__(
         self, bucket: str, *, prefix: str = "", client: S3Client | None = None, **options: Any
     ) -> None:
+        if client is not None and (twice := sorted(_OF_CLIENTS & options.keys())):
+            raise ConfigError(f"S3Store: {', '.join(twice)} cannot be given beside a client")
         checked = _checked({"bucket": bucket, "prefix": prefix, **options})
         self._begin(checked, client)
 

@@ -138,11 +138,12 @@ class RedisOptions(BaseModel):
 
     def _tls(self) -> dict[str, Any]:
         secret = self.ssl_keyfile_password
+        encrypted = {} if secret is None else {"ssl_password": secret.get_secret_value()}
         return {
+            **encrypted,
             "ssl_ca_certs": _text(self.ssl_ca_certs),
             "ssl_certfile": _text(self.ssl_certfile),
             "ssl_keyfile": _text(self.ssl_keyfile),
-            "ssl_password": secret.get_secret_value() if secret is not None else None,
             "ssl_cert_reqs": self.ssl_cert_reqs,
             "ssl_check_hostname": self.ssl_check_hostname and self.ssl_cert_reqs != "none",
         }

@@ -211,6 +211,9 @@ class OwnershipClauses:
         assert kit.store.commit(commit(lease_seconds=1)) is None
         now = kit.store.inspect("run").run.lease_expires_at
         assert now == later, "a commit with a short lease shortened the owner's"
+        assert kit.store.commit(commit(update=RunUpdate(stop_reason="x"))) is None
+        now = kit.store.inspect("run").run.lease_expires_at
+        assert now == later, "an update brought back the lease from before it was extended"
 
     def test_a_commit_without_lease_leaves_it(self, kit: Kit) -> None:
         """A commit that names no lease changes none, and an update leaves it too."""

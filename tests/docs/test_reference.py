@@ -13,12 +13,25 @@ import typer
 from pydantic import BaseModel
 
 import stroma
-from stroma import NodeHooks, RunConfig, StromaError, errors, hookspecs
+from stroma import NodeHooks, RunConfig, StromaError, errors, hookspecs, record_codec
 from stroma._built_in_stores import REGISTRATIONS
-from stroma.checkpoint import RecordStore
+from stroma.checkpoint import Capabilities, RecordStore, check_size
 from stroma.cli.app import app
 from stroma.hooks import EVENTS
+from stroma.per_loop import PerLoop
+from stroma.records import (
+    Commit,
+    OpenedRun,
+    OpenRequest,
+    RunUpdate,
+    check_digest,
+    digest_of,
+    epochs_from_text,
+    epochs_to_text,
+    last_result,
+)
 from stroma.scope import NodeScope
+from stroma.stores import rules
 from tests.docs.pages import ROOT
 
 REFERENCE = {
@@ -36,6 +49,15 @@ CLASSES = [
     if inspect.isclass(value := getattr(stroma, name)) and name not in vars(errors)
 ]
 FUNCTIONS = [value for name in stroma.__all__ if inspect.isfunction(value := getattr(stroma, name))]
+# What authors of stores take from the core.
+CLASSES += [PerLoop, OpenedRun, OpenRequest, RunUpdate, Commit, Capabilities]
+FUNCTIONS += [
+    value
+    for module in (rules, record_codec)
+    for name, value in vars(module).items()
+    if isinstance(value, FunctionType) and value.__module__ == module.__name__ and name[0] != "_"
+]
+FUNCTIONS += [check_size, last_result, digest_of, check_digest, epochs_to_text, epochs_from_text]
 ERRORS = [
     value
     for value in vars(errors).values()

@@ -142,6 +142,9 @@ def wheels(session: nox.Session) -> None:
         plugins = [project_name(project) for project in (*PLUGINS, *SAMPLE_PLUGINS)]
         session.run(python, "-m", "pip", "install", "--quiet", core, *others, external=True)
         session.run(*check, "plugins", *plugins, external=True)
+        session.run(python, "-m", "pip", "install", "--quiet", f"{core}[testing]", external=True)
+        for project in SAMPLE_PLUGINS:
+            run_own_tests(session, python, project)
 
 
 @nox.session(python=PYTHON)
@@ -178,6 +181,16 @@ def clean_environment(session: nox.Session) -> str:
     make = (sys.executable, "-m", "virtualenv", "--quiet", "--clear")
     session.run(*make, "--python", f"{session.bin}/python", str(folder), external=True)
     return str(folder / "bin" / "python")
+
+
+def run_own_tests(session: nox.Session, python: str, project: Path) -> None:
+    """Run the tests of a sample plugin as its author would: installed, and nowhere near ours."""
+    if Path(project, "tests").is_dir():
+        folder = Path(session.create_tmp(), project.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(Path(project, "tests"), folder)
+        with session.chdir(folder):
+            session.run(python, "-m", "pytest", "-q", "--rootdir=.", external=True)
 
 
 def wheel_of(project: Path, folder: Path) -> str:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from stroma_sample_dir.store import DirStore
 
 from stroma.testing import StoreConformance, StoreSubject
-
-DirStore = pytest.importorskip("stroma_sample_dir.store").DirStore
 
 
 class TestDirStore(StoreConformance):

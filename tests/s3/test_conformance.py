@@ -9,6 +9,9 @@ from stroma_s3 import S3Store
 from tests.s3.support import new_bucket
 from tests.servers.s3 import S3Server, minio, moto, swift
 
+# A test that talks to its server a thousand times takes long on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 
 def subject_on(server: S3Server) -> StoreSubject:
     bucket = new_bucket(server)

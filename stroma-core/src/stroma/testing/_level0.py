@@ -22,6 +22,7 @@ from stroma.testing._values import (
     Everything,
     Note,
 )
+from stroma.testing._watch import unpickled_classes
 
 
 @clauses("states", always)
@@ -192,7 +193,13 @@ class StateClauses:
                 await settled(store.save("run", f"node{i}", Note(text=str(i))))
                 return await settled(store.load("run", f"node{i}"))
 
-            found = asyncio.run(use())
+            try:
+                found = asyncio.run(use())
+            except Exception as exc:
+                raise AssertionError(
+                    f"in loop {i + 1} of 3, one after another, the store failed: {exc!r}; a "
+                    "client belongs to one loop: stroma.per_loop.PerLoop keeps one for each"
+                ) from exc
             assert found == Note(text=str(i)), f"in loop {i + 1} of 3, load gave {found!r}"
         kept = [kit.store.load("run", f"node{i}") for i in range(3)]
         assert kept == [Note(text=str(i)) for i in range(3)]
@@ -239,6 +246,17 @@ class StateClauses:
         assert found is None or not kit.outlives_process, (
             f"load made {found!r} of a state whose model nobody registered"
         )
+
+    def test_nothing_is_unpickled(self, kit: Kit) -> None:
+        """Loading a state does not unpickle it: that runs whatever is stored."""
+        kit.store.save("run", "node", EVERYTHING)
+        with unpickled_classes() as found:
+            state = kit.another().load("run", "node")
+        assert not found, (
+            f"load unpickled {', '.join(found)[:200]}: whoever can write to the store runs code "
+            "here. Keep states as JSON"
+        )
+        assert state == EVERYTHING
 
 
 class Titled(BaseModel):

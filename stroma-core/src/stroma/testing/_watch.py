@@ -63,6 +63,24 @@ def _install() -> None:
 def _note(event: str, args: tuple[object, ...]) -> None:
     if _watch.seen is not None and event.startswith(_OUTSIDE):
         _watch.seen.append(event)
+    if _unpickled and event == "pickle.find_class":
+        for seen in _unpickled:
+            seen.append(".".join(map(str, args)))
+
+
+_unpickled: Final[list[list[str]]] = []
+
+
+@contextmanager
+def unpickled_classes() -> Generator[list[str]]:
+    """Collect the classes that are unpickled meanwhile, in any thread: drivers have their own."""
+    _install()
+    seen: list[str] = []
+    _unpickled.append(seen)
+    try:
+        yield seen
+    finally:
+        _unpickled.remove(seen)
 
 
 _collecting: ContextVar[list[str] | None] = ContextVar("stroma_warnings", default=None)

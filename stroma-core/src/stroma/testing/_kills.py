@@ -91,7 +91,10 @@ class KillClauses:
             store.save(run_id, "node", Note(text="after" * 10_000))
 
         for run_id in killed_at_each_point(kit, self.kill_points, prepare, save):
-            found = kit.store.load(run_id, "node")
+            try:
+                found = kit.store.load(run_id, "node")
+            except Exception as exc:
+                raise AssertionError(f"{run_id}, a save left what cannot be read: {exc!r}") from exc
             assert found in (Note(text="before"), Note(text="after" * 10_000)), (
                 f"{run_id}, a save left {found!r:.200}: half a state, or none"
             )

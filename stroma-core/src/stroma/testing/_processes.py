@@ -25,6 +25,7 @@ IO_NAMES: Final = frozenset(
 )
 """Names of the built-in functions between whose calls a process is killed."""
 
+_COUNTED_IN_A_ROW: Final = 8
 _CHILD_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.002
 
@@ -33,7 +34,9 @@ class KillPoints:
     """Counts I/O calls in all threads of this process, and kills it before or after one.
 
     Each call of a built-in function whose name is in `IO_NAMES` is two points: before it and
-    after it. Drivers that are compiled are seen where they call Python's sockets or files.
+    after it. Drivers that are compiled are seen where they call Python's sockets or files. Of
+    calls of one function in a row only the first four count: a document that grows with every
+    run is written in more and more of them, and the points after it would never be reached.
 
     Args:
         kill_at: at which point to send SIGKILL to this process; None counts only.
@@ -42,6 +45,8 @@ class KillPoints:
     def __init__(self, kill_at: int | None) -> None:
         self._kill_at = kill_at
         self._lock = threading.Lock()
+        self._last = ""
+        self._in_a_row = 0
         self.count = 0
         self.is_armed = False
 
@@ -53,11 +58,16 @@ class KillPoints:
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if not self.is_armed or not event.startswith("c_"):
             return
-        if getattr(arg, "__name__", "") in IO_NAMES:
-            self._pass()
+        name = getattr(arg, "__name__", "")
+        if name in IO_NAMES:
+            self._pass(name)
 
-    def _pass(self) -> None:
+    def _pass(self, name: str) -> None:
         with self._lock:
+            self._in_a_row = self._in_a_row + 1 if name == self._last else 1
+            self._last = name
+            if self._in_a_row > _COUNTED_IN_A_ROW:
+                return
             number, self.count = self.count, self.count + 1
         if number == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

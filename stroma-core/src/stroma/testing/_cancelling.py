@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from stroma.testing._values import Note, commit, key, record, request
 T = TypeVar("T")
 
 _LATE_SECONDS = 0.002
+_LANDED_SECONDS = 0.05
 HOW = ("once", "twice", "late")
 
 
@@ -117,6 +119,8 @@ class CancellationClauses:
         def prepare(run_id: str) -> None:
             kit.store.save(run_id, "node", Note(text="before"))
 
+        tried: list[str] = []
+
         def save(run_id: str) -> Awaitable[Any]:
             return kit.store.call("save", run_id, "node", Note(text="after"))
 
@@ -128,6 +132,13 @@ class CancellationClauses:
             assert kit.store.load(run_id, "node") == Note(text="again"), (
                 f"{run_id}: what was saved after a cancelled save was replaced by the earlier one"
             )
+            tried.append(run_id)
+        time.sleep(_LANDED_SECONDS)
+        replaced = [r for r in tried if kit.store.load(r, "node") != Note(text="again")]
+        assert not replaced, (
+            f"{replaced[:5]}: a cancelled save wrote after a later one had returned, and replaced "
+            "it: a thread that cannot be cancelled has to be waited for"
+        )
 
     @pytest.mark.parametrize("how", HOW)
     def test_a_cancelled_load(self, kit: Kit, how: str) -> None:

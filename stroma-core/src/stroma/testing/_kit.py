@@ -13,7 +13,14 @@ from pydantic import BaseModel
 
 from stroma._aio import settled
 from stroma.checkpoint import Capabilities, Durability, close_store, is_record_store
-from stroma.errors import RunLocked, StoreError, StromaError
+from stroma.errors import (
+    AlreadyCommitted,
+    RecordTooLarge,
+    RunLocked,
+    StaleOwner,
+    StoreError,
+    StromaError,
+)
 from stroma.records import (
     CheckpointRecord,
     Commit,
@@ -104,7 +111,13 @@ class Driven:
         return outcome
 
     def commit_many(self, commits: Sequence[Commit]) -> Sequence[StoreError | None]:
-        outcomes: Sequence[StoreError | None] = self.do("commit_many", commits)
+        try:
+            outcomes: Sequence[StoreError | None] = self.do("commit_many", commits)
+        except (AlreadyCommitted, StaleOwner, RecordTooLarge) as exc:
+            raise AssertionError(
+                f"commit_many raised {type(exc).__name__} ({exc}): a refusal is returned in its "
+                "place, or nobody could tell what became of the other commits"
+            ) from exc
         assert len(outcomes) == len(commits), (
             f"commit_many returned {len(outcomes)} outcomes for {len(commits)} commits: nobody "
             "could tell which commit was refused"

@@ -34,7 +34,7 @@ class RecordClauses:
             attempt=2,
             position=-1,
             payload=b'{"text":"\xc3\xa9 \\u0000 \\ud83d"}',
-            usage=Usage(2**40, 3, Decimal("0.000000000000000000123456789"), ODD_TEXT, "table"),
+            usage=Usage(2**40, 3, Decimal("0.1000000000000000000000000001"), ODD_TEXT, "table"),
         )
         kit.store.open_run(request())
         written(kit.store, one)

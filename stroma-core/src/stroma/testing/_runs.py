@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 from stroma.cost import Usage
-from stroma.records import Epoch, RunStatus, RunUpdate
+from stroma.errors import StoreError
+from stroma.records import Epoch, RunRecord, RunStatus, RunUpdate
 from stroma.testing._checks import ODD_TEXT, same_run, written
 from stroma.testing._clauses import clauses, if_records
 from stroma.testing._kit import Kit
@@ -135,8 +136,7 @@ class RunClauses:
     def test_free_text_of_any_kind_is_kept(self, kit: Kit) -> None:
         """Reasons and holders of any script, with NUL or lone surrogates even, do no harm."""
         odd = "a\0b \ud800 \N{GRINNING FACE}"
-        opened = kit.store.open_run(request()._replace(holder=f"host {odd}"))
-        assert opened.run.owner == "alice"
+        assert _claimed_by(kit, f"host {odd}").owner == "alice"
         update = RunUpdate(status=RunStatus.PARTIAL, stop_reason=f"error: {odd}")
         outcome = kit.store.commit(commit(update=update))
         assert outcome is None, f"a stop reason with NUL and a lone surrogate: {outcome!r}"
@@ -144,6 +144,7 @@ class RunClauses:
         assert run.stop_reason.startswith("error: a"), f"the stop reason is {run.stop_reason!r}"
         assert "\N{GRINNING FACE}" in run.stop_reason
         assert run.holder.startswith("host a")
+        assert _claimed_by(kit, f"other {odd}").holder.startswith("other a")
 
     def test_an_update_changes_what_it_names(self, kit: Kit) -> None:
         """An update sets the columns that it names, leaves the others, and says when."""
@@ -198,3 +199,11 @@ class RunClauses:
         kit.store.open_run(request())
         kit.store.commit(commit(update=RunUpdate(spend=Usage(1, 2, None, "odd", ""))))
         assert kit.store.inspect("run").run.spend == Usage(1, 2, None, "odd", "")
+
+
+def _claimed_by(kit: Kit, holder: str) -> RunRecord:
+    """Claim the run for a worker of this description."""
+    try:
+        return kit.store.open_run(request()._replace(holder=holder)).run
+    except StoreError as exc:
+        raise AssertionError(f"a worker called {holder!r} could not claim a run: {exc}") from exc

@@ -56,6 +56,14 @@ class OwnershipClauses:
         same_run(kit, kit.store.inspect("run").run, before, "a refused claim changed the run")
         written(kit.store, record())
 
+    def test_a_run_is_owned_whatever_its_status_is(self, kit: Kit) -> None:
+        """A run that was updated without a release is its owner's until the lease ends."""
+        kit.store.open_run(request())
+        for status in (RunStatus.PARTIAL, RunStatus.WAITING, RunStatus.FAILED):
+            assert kit.store.commit(commit(update=RunUpdate(status=status))) is None
+            refused(kit.another(), "bob")
+        written(kit.store, record())
+
     def test_the_owner_may_claim_again(self, kit: Kit) -> None:
         """The same token claims again, by any object, and its lease begins anew."""
         kit.store.open_run(request(lease_seconds=1000))
@@ -136,6 +144,7 @@ class OwnershipClauses:
         shown = kit.another().open_run(request(token="bob"))
         assert not shown.is_claimed, "a COMPLETED run was claimed: it would be run, and paid, again"
         assert (shown.is_new, shown.last, shown.status_before) == (False, one, None)
+        assert list(shown.headers) == [one.header], "a COMPLETED run is shown without its records"
         same_run(kit, shown.run, done, "opening a COMPLETED run changed it")
         same_run(kit, kit.store.inspect("run").run, done, "opening a COMPLETED run changed it")
         stale = kit.store.commit(commit(record(path="late"), token="bob"))

@@ -175,6 +175,14 @@ class RecordClauses:
         assert [h.path for h in kit.store.inspect("b").headers] == ["taken"]
         assert kit.store.inspect("a").run.stop_reason == "later"
 
+    def test_a_commit_may_be_twice_in_a_batch(self, kit: Kit) -> None:
+        """A commit that is repeated within one batch is success both times, and one record."""
+        kit.store.open_run(request())
+        twice = [commit(record(commit_id="c1")) for _ in range(2)]
+        outcomes = list(kit.store.commit_many(twice))
+        assert outcomes == [None, None], f"a commit that is twice in a batch ended as {outcomes}"
+        assert len(kit.store.inspect("run").headers) == 1, "it made two records"
+
     def test_a_large_batch_is_written(self, kit: Kit) -> None:
         """500 commits of 50 runs in one call are each answered, in order."""
         for i in range(50):

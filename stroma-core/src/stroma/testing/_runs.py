@@ -165,6 +165,46 @@ class RunClauses:
         assert str(run.spend.cost_usd) == "0.10", f"0.10 USD came back as {run.spend.cost_usd}"
         assert run.updated_at > before.updated_at, "updated_at does not change with an update"
 
+    def test_an_update_may_empty_a_column(self, kit: Kit) -> None:
+        """Empty text, no bytes and zero are values: only None leaves a column as it is."""
+        full = RunUpdate(stop_reason="why", version="3", plan=b"[1]", active_ms=1.5)
+        empty = RunUpdate(stop_reason="", version="", plan=b"", active_ms=0.0)
+        kit.store.open_run(request())
+        for update in (full, empty):
+            assert kit.store.commit(commit(update=update)) is None
+        run = kit.store.inspect("run").run
+        found = (run.stop_reason, run.version, run.plan, run.active_ms)
+        assert found == ("", "", b"", 0.0), f"an update to nothing left {found}"
+
+    def test_a_claim_keeps_what_a_run_has(self, kit: Kit) -> None:
+        """A claim changes owner, lease, status and time; the rest is left, whatever it asks."""
+        kit.store.open_run(request(**COLUMNS))
+        update = RunUpdate(
+            status=RunStatus.PARTIAL,
+            stop_reason="why",
+            epochs=(Epoch(0, 0, False), Epoch(1, 2, True)),
+            spend=Usage(7, 2, Decimal("0.10"), "m", "s"),
+            active_ms=12.5,
+        )
+        assert kit.store.commit(commit(update=update)) is None
+        before = kit.store.inspect("run").run
+        kit.tick()
+        other: dict[str, Any] = {name: type(value)() for name, value in COLUMNS.items()}
+        again = kit.store.open_run(request(**other)).run
+        kit.store.release("run", "alice")
+        kit.tick()
+        taken = kit.another().open_run(request(token="bob", **other)).run
+        for run, token in ((again, "alice"), (taken, "bob")):
+            expected = before._replace(
+                status=RunStatus.RUNNING,
+                owner=token,
+                holder=f"worker {token}",
+                lease_expires_at=run.lease_expires_at,
+                updated_at=run.updated_at,
+            )
+            same_run(kit, run, expected, f"a claim by {token} changed what the run has")
+        same_run(kit, kit.store.inspect("run").run, taken, "what a claim returned is not stored")
+
     def test_an_update_without_records_is_written(self, kit: Kit) -> None:
         """A commit that only updates the run is a commit."""
         kit.store.open_run(request())

@@ -293,6 +293,88 @@ OWNERS = (
         ("test_inspect_changes_nothing",),
     ),
     Defect(
+        "owned-while-running-only",
+        "ownership",
+        "a run whose status is not RUNNING can be claimed while its owner's lease runs",
+        MEMORY,
+        _memory(
+            (
+                "if run.owner != request.token and is_held(",
+                'if run.status == "RUNNING" and run.owner != request.token and is_held(',
+            )
+        ),
+        ("test_a_run_is_owned_whatever_its_status_is",),
+    ),
+    Defect(
+        "completed-run-without-records",
+        "run records",
+        "a COMPLETED run is shown without its records",
+        MEMORY,
+        _memory(
+            (
+                "                return _opened(entry, run, is_claimed=False)\n            now",
+                (
+                    "                shown = _opened(entry, run, is_claimed=False)\n"
+                    "                return shown._replace(headers=())\n            now"
+                ),
+            )
+        ),
+        ("test_a_completed_run_is_shown_and_not_claimed",),
+    ),
+    Defect(
+        "empty-is-no-change",
+        "run records",
+        "an update to nothing leaves what was there",
+        MEMORY,
+        _memory(
+            (
+                "        if update is not None:\n            entry.put(update.apply(",
+                (
+                    "        if update is not None:\n"
+                    "            reason = update.stop_reason or None\n"
+                    "            update = update._replace(stop_reason=reason)\n"
+                    "            entry.put(update.apply("
+                ),
+            )
+        ),
+        ("test_an_update_may_empty_a_column",),
+    ),
+    Defect(
+        "claim-begins-anew",
+        "run records",
+        "a claim takes epochs and spend back to those of a new run",
+        MEMORY,
+        _memory(
+            (
+                "            entry.put(mine)\n",
+                (
+                    "            new = RunRecord(run.run_id, run.status)\n"
+                    "            mine = mine._replace(epochs=new.epochs, spend=new.spend)\n"
+                    "            entry.put(mine)\n"
+                ),
+            )
+        ),
+        ("test_a_claim_keeps_what_a_run_has",),
+    ),
+    Defect(
+        "claim-overwrites",
+        "run records",
+        "a claim overwrites a run's input and plan with those of the request",
+        MEMORY,
+        _memory(
+            (
+                "            entry.put(mine)\n",
+                (
+                    "            new = request.new or mine\n"
+                    "            mine = mine._replace("
+                    "plan=new.plan, input_payload=new.input_payload)\n"
+                    "            entry.put(mine)\n"
+                ),
+            )
+        ),
+        ("test_a_claim_keeps_what_a_run_has",),
+    ),
+    Defect(
         "no-status-before",
         "run records",
         "a claim does not tell the status that it found",

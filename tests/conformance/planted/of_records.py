@@ -126,6 +126,24 @@ COMMITS = (
         ("test_one_refused_commit_harms_no_other",),
     ),
     Defect(
+        "repeat-in-a-batch-is-refused",
+        "records",
+        "a commit that is twice in a batch is refused the second time",
+        MEMORY,
+        _memory(
+            "            return [self._commit(commit) for commit in commits]",
+            "            outcomes, seen = [], set()\n"
+            "            for commit in commits:\n"
+            "                keys = {r.header.key for r in commit.records if commit.token}\n"
+            "                both = keys & seen\n"
+            "                refused = already_committed(both.pop()) if both else None\n"
+            "                outcomes.append(refused or self._commit(commit))\n"
+            "                seen |= keys\n"
+            "            return outcomes",
+        ),
+        ("test_a_commit_may_be_twice_in_a_batch",),
+    ),
+    Defect(
         "size-checked-late",
         "records",
         "the size of payloads is checked after they were written",

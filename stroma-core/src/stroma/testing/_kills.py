@@ -13,7 +13,7 @@ from stroma.records import CheckpointRecord, RunQuery, RunStatus, RunUpdate
 from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_outlives
 from stroma.testing._kit import Driven, Kit
-from stroma.testing._processes import KillPoints, fork
+from stroma.testing._processes import IoPoints, fork, kill_this_process
 from stroma.testing._values import Note, commit, key, record, request
 
 Operation = Callable[[Driven, str], object]
@@ -51,7 +51,7 @@ def killed_at_each_point(
 def _in_process(kit: Kit, run_id: str, operation: Operation, kill_at: int | None) -> object:
     def body(say: Callable[[object], None]) -> object:
         kit.forget()
-        points = KillPoints(kill_at)
+        points = IoPoints(kill_at, kill_this_process)
         points.watch()
         store = kit.another()
         store.load("stroma-kit", "connects")
@@ -221,6 +221,8 @@ class KillClauses:
                     paths = [header.path for header in found.headers]
                     assert paths == ["a", "b"], f"{run_id}: half a run is left, with {paths}"
                     assert None not in kit.store.fetch(run_id, key(run_id, "a"), key(run_id, "b"))
+                else:
+                    _begins_anew(kit, run_id)
                 kit.store.delete(run_id)
                 keys = (key(run_id, "a"), key(run_id, "b"), key(run_id, "plain", None))
                 assert kit.store.fetch(run_id, *keys) == [None] * 3, (
@@ -251,6 +253,19 @@ class KillClauses:
                 assert kit.store.open_run(request(run_id)).is_claimed
                 kit.store.release(run_id, "alice")
                 kit.store.delete(run_id)
+
+
+def _begins_anew(kit: Kit, run_id: str) -> None:
+    """Check that nothing of a run whose removal was killed is in a new run of its id."""
+    opened = kit.store.open_run(request(run_id, "new"))
+    headers = [*opened.headers, *kit.store.inspect(run_id).headers]
+    results = kit.store.fetch(run_id, key(run_id, "a", None), key(run_id, "b", None))
+    assert (opened.is_new, headers, results) == (True, [], [None, None]), (
+        f"{run_id}: its record was gone after a killed removal, and a new run of that id has "
+        "results of the one that was removed: remove the record last, or all in one step"
+    )
+    found = kit.store.load(run_id, "plain")
+    assert found in (None, Note()), f"{run_id}: a killed removal left the state {found!r}"
 
 
 def _is_usable(kit: Kit, run_id: str) -> bool:

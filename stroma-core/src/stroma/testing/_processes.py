@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
@@ -23,15 +24,15 @@ IO_NAMES: Final = frozenset(
         *("unlink", "remove", "rmdir", "mkdir", "truncate", "ftruncate", "flock", "lockf", "close"),
     ]
 )
-"""Names of the built-in functions between whose calls a process is killed."""
+"""Names of the built-in functions between whose calls a process is killed, or an operation waits."""
 
 _COUNTED_IN_A_ROW: Final = 8
 _CHILD_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.002
 
 
-class KillPoints:
-    """Counts I/O calls in all threads of this process, and kills it before or after one.
+class IoPoints:
+    """Counts I/O calls in the watched threads of this process, and does something at one.
 
     Each call of a built-in function whose name is in `IO_NAMES` is two points: before it and
     after it. Drivers that are compiled are seen where they call Python's sockets or files. Of
@@ -39,11 +40,13 @@ class KillPoints:
     run is written in more and more of them, and the points after it would never be reached.
 
     Args:
-        kill_at: at which point to send SIGKILL to this process; None counts only.
+        at: at which point to act; None counts only.
+        act: what is done there, in the thread that makes the call.
     """
 
-    def __init__(self, kill_at: int | None) -> None:
-        self._kill_at = kill_at
+    def __init__(self, at: int | None, act: Callable[[], object]) -> None:
+        self._at = at
+        self._act = act
         self._lock = threading.Lock()
         self._last = ""
         self._in_a_row = 0
@@ -54,6 +57,16 @@ class KillPoints:
         """Watch this thread, and those that start from now on, once armed."""
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the threads that start meanwhile, once armed."""
+        before = threading.getprofile()
+        threading.setprofile(self._profile)
+        try:
+            yield
+        finally:
+            threading.setprofile(before)  # type: ignore[arg-type]
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if not self.is_armed or not event.startswith("c_"):
@@ -69,8 +82,13 @@ class KillPoints:
             if self._in_a_row > _COUNTED_IN_A_ROW:
                 return
             number, self.count = self.count, self.count + 1
-        if number == self._kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number == self._at:
+            self._act()
+
+
+def kill_this_process() -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Child:
@@ -168,6 +186,7 @@ def _be_child(
 
 
 def until_killed() -> None:
-    """Stay until the parent sends SIGKILL."""
-    while True:
+    """Stay until the parent sends SIGKILL, or has ended itself."""
+    parent = os.getppid()
+    while os.getppid() == parent:
         time.sleep(_POLL_SECONDS * 100)

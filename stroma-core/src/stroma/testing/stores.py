@@ -10,6 +10,7 @@ import pytest
 from stroma.testing._cancelling import CancellationClauses
 from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
+from stroma.testing._interleaved import RemovalBesideWorkClauses, StatesBesideDeleteClauses
 from stroma.testing._kills import KillClauses
 from stroma.testing._kit import Kit
 from stroma.testing._large import LargeValueClauses, LimitClauses
@@ -32,6 +33,7 @@ class StoreConformance(
     CancellationClauses,
     LimitClauses,
     LargeValueClauses,
+    RemovalBesideWorkClauses,
     RetentionClauses,
     ListingClauses,
     RecordMachineClauses,
@@ -40,6 +42,7 @@ class StoreConformance(
     RunClauses,
     IdClauses,
     StateMachineClauses,
+    StatesBesideDeleteClauses,
     StateClauses,  # pytest begins with the last base
 ):
     """The rules that every store keeps, one test each.

@@ -80,6 +80,20 @@ LISTS = (
         ("test_pipelines_and_tags_are_asked_for",),
     ),
     Defect(
+        "pipelines-without-case",
+        "listing",
+        "a pipeline is found by its name in another case",
+        SQLITE,
+        (
+            Edit(
+                "_sqlite_schema.py",
+                "        pipeline TEXT NOT NULL,",
+                "        pipeline TEXT NOT NULL COLLATE NOCASE,",
+            ),
+        ),
+        ("test_pipelines_and_tags_are_asked_for",),
+    ),
+    Defect(
         "purge-removes-owned-runs",
         "retention",
         "`purge` removes runs that workers own",

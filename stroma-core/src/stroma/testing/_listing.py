@@ -129,6 +129,8 @@ class ListingClauses:
             (RunQuery(pipeline="p"), {"a"}),
             (RunQuery(pipeline="p%"), {"c"}),
             (RunQuery(pipeline="%"), set[str]()),
+            (RunQuery(pipeline="P"), set[str]()),
+            (RunQuery(tag="X"), set[str]()),
             (RunQuery(pipeline=""), {"d"}),
             (RunQuery(tag="x"), {"a"}),
             (RunQuery(tag=odd), {"b"}),

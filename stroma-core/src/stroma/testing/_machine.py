@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -55,16 +60,54 @@ updates = st.sampled_from(
 Place = tuple[int, str, str, int]
 
 
+class TimeIsUp(BaseException):
+    """No other order is tried. Hypothesis lets it through, as it does a KeyboardInterrupt."""
+
+
+class TimeBudget:
+    """Ends the random orders after some time, unless one has failed and is shown again.
+
+    Args:
+        kit: has the store.
+        seconds: how long they may take.
+    """
+
+    def __init__(self, kit: Kit, seconds: float) -> None:
+        self._kit = kit
+        self._until = time.monotonic() + seconds
+        self._has_failed = False
+        self.stores = tuple(Driven(s.inner, self._run) for s in (kit.store, kit.another()))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        if time.monotonic() > self._until and not self._has_failed:
+            work.close()
+            raise TimeIsUp
+        return self._kit.run(work)
+
+    @contextmanager
+    def noting_failures(self) -> Iterator[None]:
+        """Take note of what is raised now or was before, in the teardown of a machine."""
+        self._note(sys.exception())
+        try:
+            yield
+        except BaseException as exc:
+            self._note(exc)
+            raise
+
+    def _note(self, error: BaseException | None) -> None:
+        self._has_failed |= isinstance(error, Exception)
+
+
 class MachineOfStates(RuleBasedStateMachine):
     """Saving, loading and deleting, by two objects in turn."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, budget: TimeBudget) -> None:
         super().__init__()
-        self.kit = kit
-        self.stores = (kit.store, kit.another())
+        self.budget = budget
+        self.stores = budget.stores
         self.kept: dict[tuple[str, str], str] = {}
         for run_id in RUN_IDS:
-            kit.store.delete(run_id)
+            self.stores[0].delete(run_id)
 
     @rule(run_id=run_ids, path=paths, text=st.text(max_size=5), by=st.integers(0, 1))
     def save(self, run_id: str, path: str, text: str, by: int) -> None:
@@ -84,9 +127,10 @@ class MachineOfStates(RuleBasedStateMachine):
         self.kept = {place: text for place, text in self.kept.items() if place[0] != run_id}
 
     def teardown(self) -> None:
-        for run_id in RUN_IDS:
-            for path in PATHS:
-                self.load(run_id, path, 0)
+        with self.budget.noting_failures():
+            for run_id in RUN_IDS:
+                for path in PATHS:
+                    self.load(run_id, path, 0)
 
 
 class Model:
@@ -115,16 +159,17 @@ class MachineOfRecords(RuleBasedStateMachine):
     leases are long, and times are compared by their order only.
     """
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, budget: TimeBudget) -> None:
         super().__init__()
         self.kit = kit
+        self.budget = budget
         self.clock = kit.subject.clock
         self.unit = 1.0 if self.clock else LONG_SECONDS
         self.model = Model()
-        self.stores = (kit.store, kit.another())
+        self.stores = budget.stores
         self.turn = 0
         for run_id in RUN_IDS:
-            kit.store.delete(run_id)
+            self.stores[0].delete(run_id)
 
     @property
     def store(self) -> Driven:
@@ -300,6 +345,10 @@ class MachineOfRecords(RuleBasedStateMachine):
         for run_id in free[:limit]:
             self.model.forget(run_id)
 
+    def teardown(self) -> None:
+        with self.budget.noting_failures():
+            pass
+
     @invariant()
     def it_lists_what_it_holds(self) -> None:
         found = in_pages(self.store, RunQuery(limit=3))
@@ -322,18 +371,28 @@ class _MachineSettings:
     """How the machines are run.
 
     Attributes:
-        machine_settings: how many orders of how many steps are tried; 200 of 50 where the
-            environment says ``HYPOTHESIS_PROFILE=full``.
+        machine_settings: how many orders of how many steps are tried; 200 of 50, and what fails
+            is made shorter, where the environment says ``HYPOTHESIS_PROFILE=full``.
+        machine_seconds: after which time no other order is tried; not where it says so.
     """
 
     machine_settings = settings(
         max_examples=200 if _IS_THOROUGH else 20,
         stateful_step_count=50 if _IS_THOROUGH else 30,
+        phases=(Phase.generate, Phase.shrink) if _IS_THOROUGH else (Phase.generate,),
+        report_multiple_bugs=False,
         derandomize=not _IS_THOROUGH,
         database=None,
         deadline=None,
         suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
     )
+    machine_seconds = math.inf if _IS_THOROUGH else 30.0
+
+    def _run(self, kit: Kit, machine: Callable[[Kit, TimeBudget], RuleBasedStateMachine]) -> None:
+        budget = TimeBudget(kit, self.machine_seconds)
+        factory: Any = partial(machine, kit, budget)
+        with suppress(TimeIsUp):
+            run_state_machine_as_test(factory, settings=self.machine_settings)
 
 
 @clauses("states", always)
@@ -342,8 +401,7 @@ class StateMachineClauses(_MachineSettings):
 
     def test_states_beside_a_dict(self, kit: Kit) -> None:
         """In any order of saves, loads and deletes, the store holds what a dict would."""
-        machine: Any = partial(MachineOfStates, kit)
-        run_state_machine_as_test(machine, settings=self.machine_settings)
+        self._run(kit, MachineOfStates)
 
 
 @clauses("ownership", if_fencing)
@@ -352,5 +410,4 @@ class RecordMachineClauses(_MachineSettings):
 
     def test_records_beside_a_model(self, kit: Kit) -> None:
         """In any order of operations by three workers, the store follows the model."""
-        machine: Any = partial(MachineOfRecords, kit)
-        run_state_machine_as_test(machine, settings=self.machine_settings)
+        self._run(kit, MachineOfRecords)

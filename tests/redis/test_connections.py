@@ -195,7 +195,19 @@ class TestAccess:
 
 
 NEEDED = (
-    *("evalsha", "eval", "hget", "hmget", "hset", "hkeys", "hexists", "pexpire", "pttl", "time"),
+    *(
+        "evalsha",
+        "eval",
+        "hget",
+        "hmget",
+        "hset",
+        "hlen",
+        "hkeys",
+        "hexists",
+        "pexpire",
+        "pttl",
+        "time",
+    ),
     *("zadd", "zrem", "zscore", "zrandmember", "zrevrangebyscore", "exists", "unlink"),
     *("set", "get"),
 )

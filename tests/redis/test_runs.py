@@ -132,7 +132,6 @@ class TestLife:
             assert isinstance(refused, StaleOwner)
             assert not [key for key in keys_of(client, prefix) if b":run:" in key]
 
-
     async def test_the_result_says_when_a_run_expires(self, server: Address, prefix: str) -> None:
         async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
             runner = StromaRunner.quick(store=store)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from stroma.cost import NO_USAGE, Usage
 from stroma.errors import RecordCorrupt
 from stroma.records import (
@@ -67,10 +69,13 @@ def run_from_json(data: bytes | str) -> RunRecord:
 
 
 def header_to_json(header: RecordHeader) -> bytes:
-    """Return a header as a JSON document, in ASCII."""
+    """Return a header as a JSON document, in UTF-8."""
     members = header._asdict()
     members["usage"] = usage_to_row(header.usage)
-    return _dumps(members).encode()
+    try:
+        return to_json(members)
+    except PydanticSerializationError:  # half a surrogate pair, which only escapes can hold
+        return _dumps(members).encode()
 
 
 def header_from_json(data: bytes | str) -> RecordHeader:

@@ -88,7 +88,12 @@ class RedisStore(AsyncPlainMethods):
         self._client_is_free = client is not None
         self._client_pid = os.getpid()
         self._address = options.address if client is None else address_of(client)
-        self._operations = Operations(options, self._address, groups_commits=True)
+        self._operations = Operations(
+            options,
+            self._address,
+            groups_commits=True,
+            is_cluster=options.cluster or isinstance(client, RedisCluster),
+        )
         self._lines: PerLoop[_LoopLine] = PerLoop(self._new_line, _LoopLine.aclose)
 
     def __repr__(self) -> str:
@@ -155,6 +160,14 @@ class RedisStore(AsyncPlainMethods):
             return [outcome for outcomes in together for outcome in outcomes]
         here.is_committing = True
         try:
+            lone = self._operations.lone_record(commits)
+            if lone is not None:
+                (answer,) = await here.line.ask(lone)
+                if answer == 1:
+                    return [None]
+                refused = self._operations.lone_refusal(commits[0], answer)
+                if refused is not None:
+                    return [refused]
             return await self._commit_together(commits)
         except asyncio.CancelledError:
             # The connection is gone, and nobody knows. The same commit again does no harm.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from stroma.cost import Usage
+from stroma.cost import NO_USAGE, Usage
 from stroma.errors import RecordCorrupt, StoreUnusable
 from stroma.record_codec import (
     header_from_json,
@@ -17,6 +18,7 @@ from stroma.record_codec import (
 )
 from stroma.records import (
     CheckpointRecord,
+    Epoch,
     RecordHeader,
     RunRecord,
     RunStatus,
@@ -28,6 +30,8 @@ from stroma_redis._keys import field_of, rank_of
 from stroma_redis._scripts import FORMAT
 
 Values: TypeAlias = Sequence[bytes | None]
+
+_NO_USAGE: Final = json.dumps(usage_to_row(NO_USAGE)).encode()
 
 
 def text(value: str) -> bytes:
@@ -42,8 +46,8 @@ def new_columns(run: RunRecord) -> list[bytes]:
         b"stop_reason": text(run.stop_reason),
         b"pipeline": text(run.pipeline),
         b"version": text(run.version),
-        b"tags": json.dumps(run.tags).encode(),
-        b"epochs": epochs_to_text(run.epochs).encode(),
+        b"tags": json.dumps(run.tags).encode() if run.tags else b"[]",
+        b"epochs": _epochs(run.epochs),
         b"input_payload": run.input_payload,
         b"input_fingerprint": text(run.input_fingerprint),
         b"plan": run.plan,
@@ -64,7 +68,7 @@ def changed_columns(update: RunUpdate) -> list[bytes]:
     if update.stop_reason is not None:
         columns += (b"stop_reason", text(update.stop_reason))
     if update.epochs is not None:
-        columns += (b"epochs", epochs_to_text(update.epochs).encode())
+        columns += (b"epochs", _epochs(update.epochs))
     if update.version is not None:
         columns += (b"version", text(update.version))
     if update.plan is not None:
@@ -121,9 +125,10 @@ def _run(run_id: str, columns: Sequence[bytes]) -> RunRecord:
 
 
 def record_args(header: RecordHeader, payload: bytes) -> tuple[bytes, ...]:
-    """Return what `COMMIT` takes of a record."""
+    """Return what `ADD` and `COMMIT` take of a record: name, header without its order, payload."""
     commit_id = header.commit_id.encode()
-    return (field_of(header), commit_id, rank_of(header), header_to_json(header), payload)
+    stored = b"%b %d %b%b" % (rank_of(header), len(commit_id), commit_id, header_to_json(header))
+    return (field_of(header), stored, payload)
 
 
 def headers_from(values: Sequence[bytes]) -> list[RecordHeader]:
@@ -151,11 +156,16 @@ def _order(value: bytes) -> int:
 
 def _header(value: bytes) -> RecordHeader:
     try:
-        _, length, rest = value.split(b" ", 2)
+        _, _, length, rest = value.split(b" ", 3)
         return header_from_json(rest[int(length) :])
     except ValueError as exc:
         raise RecordCorrupt(f"a record's header cannot be read: {exc}") from exc
 
 
+@functools.lru_cache(maxsize=64)
+def _epochs(epochs: tuple[Epoch, ...]) -> bytes:
+    return epochs_to_text(epochs).encode()
+
+
 def _usage(usage: Usage) -> bytes:
-    return json.dumps(usage_to_row(usage)).encode()
+    return _NO_USAGE if usage is NO_USAGE else json.dumps(usage_to_row(usage)).encode()

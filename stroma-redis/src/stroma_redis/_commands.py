@@ -81,17 +81,20 @@ class Operations:
         options: of the store.
         address: of the server, for messages.
         groups_commits: see `Capabilities`.
+        is_cluster: what lists runs is on other nodes than the runs.
 
     Attributes:
         capabilities: what the store promises; the durability is known after `setup`.
     """
 
-    def __init__(self, options: RedisOptions, address: str, *, groups_commits: bool) -> None:
+    def __init__(
+        self, options: RedisOptions, address: str, *, groups_commits: bool, is_cluster: bool
+    ) -> None:
         self.keys = Keys(options.key_prefix)
         self.address = address
         self._ttl_seconds = options.ttl_seconds
         self._ttl_ms = b"%d" % round(options.ttl_seconds * 1000)
-        self._index_ttl_ms = round(options.ttl_seconds * 1000) * 2
+        self._is_cluster = is_cluster
         self._asked_durability = options.durability
         self._sweep = Sweep(options.ttl_seconds)
         self._listed_at: dict[bytes, float] = {}
@@ -103,7 +106,7 @@ class Operations:
         )
 
     def setup(self, *, one_by_one: bool) -> Steps[None]:
-        """Look at the server; nothing has to be created.
+        """Look at the server and teach it the scripts that runs need; nothing has to be created.
 
         Args:
             one_by_one: the commands have no keys, and a cluster's pipeline takes none of those.
@@ -116,13 +119,15 @@ class Operations:
             (b"INFO", b"persistence"),
             (b"CONFIG", b"GET", b"appendfsync"),
         ]
+        if not self._is_cluster:
+            questions += [(b"SCRIPT", b"LOAD", script.source) for script in scripts.OF_RUNS]
         answers: list[Reply] = []
         for commands in [[each] for each in questions] if one_by_one else [questions]:
             answers += yield from _ask(commands, is_write=False)
         for answer in answers:
             if isinstance(answer, Failure) and not _is_forbidden(answer):
                 raise self._error(answer, "", is_write=False)
-        server, persistence, fsync = answers
+        server, persistence, fsync, *_ = answers
         problem = version_problem(server)
         if problem:
             raise StoreUnusable(f"{self.address}: {problem}")
@@ -150,23 +155,28 @@ class Operations:
             self._ttl_ms,
             _ONE if request.reopen else _NONE,
             _NONE if new is None else _ONE,
+            run_id.encode(),
             *(() if new is None else new_columns(new)),
         )
-        command = self._call(scripts.OPEN, self.keys.run(run_id), *args)
-        listing = self._list(run_id, sample=self._sweep.sample())
+        commands = [self._call_listing(scripts.OPEN, run_id, *args)]
+        sample = self._sweep.sample()
+        if sample or self._is_cluster:
+            commands.append(self._list(run_id, sample=sample))
         asked, sweeping = self._sweep.plan(self.keys)
-        answer, sampled, *looked = yield from _ask((command, listing, *sweeping), is_write=True)
-        self._sweep.learn(sampled, asked, looked, time.time())
+        answer, *others = yield from _ask((*commands, *sweeping), is_write=True)
+        if others:
+            sampled = others.pop(0) if len(commands) > 1 else 0
+            self._sweep.learn(sampled, asked, others, time.time())
         reply = self._value(answer, f"run {run_id!r}")
+        if isinstance(reply, bytes):
+            assert new is not None
+            return self._created(request, new, float(reply))
         kind = reply[0]
         if kind == b"missing":
             return None
         if kind == b"locked":
             _, holder, lease, now = reply
             raise RunLocked(run_id, holder.decode(), float(lease) - float(now))
-        if kind == b"created":
-            assert new is not None
-            return self._created(request, new, float(reply[1]))
         opened = _opened(run_id, reply)
         if kind == b"read":
             return opened
@@ -196,21 +206,53 @@ class Operations:
             outcomes[i] = None if answer == 1 else self._refusal(commits[i], answer)
         return outcomes
 
+    def lone_record(self, commits: Sequence[Commit]) -> Request | None:
+        """Return the request of a commit that comes alone and only adds one record, as most do.
+
+        It is answered by 1, or see `lone_refusal`.
+        """
+        if len(commits) != 1:
+            return None
+        run_id, token, records, update, lease_ms = commits[0]
+        if update is not None or lease_ms or not token or len(records) != 1:
+            return None
+        if len(records[0][1]) > MAX_PAYLOAD_BYTES or self._is_due(run_id):
+            return None
+        return Request((self._add(run_id, token, records[0]),), True)
+
+    def lone_refusal(self, commit: Commit, answer: Reply) -> StoreError | None:
+        """Return why a lone record was not added; None if the server has forgotten the script."""
+        return None if _is_unknown_script(answer) else self._refusal(commit, answer)
+
+    def _add(self, run_id: str, token: str, record: CheckpointRecord) -> Args:
+        return self._call(scripts.ADD, self.keys.run(run_id), token.encode(), *record_args(*record))
+
     def _commit(self, commit: Commit) -> Args:
         run_id, token, records, update, lease_ms = commit
-        args = [token.encode(), b"%d" % lease_ms, self._ttl_ms, _NONE, b"%d" % len(records)]
+        if update is None and lease_ms == 0 and token and len(records) == 1:
+            return self._add(run_id, token, records[0])
+        args = [
+            token.encode(),
+            b"%d" % lease_ms,
+            self._ttl_ms,
+            _NONE,
+            run_id.encode(),
+            b"%d" % len(records),
+        ]
         for header, payload in records:
             args += record_args(header, payload)
         if update is not None and token:
             args[3] = b"2" if update.release else _ONE
             args += changed_columns(update)
+            return self._call_listing(scripts.COMMIT, run_id, *args)
         return self._call(scripts.COMMIT, self.keys.run(run_id), *args)
 
     def _listings(self, commits: Sequence[Commit], sent: Sequence[int]) -> Iterator[Args]:
         """Yield what goes into the index beside the commits."""
-        updated = dict.fromkeys(commits[i].run_id for i in sent if commits[i].update is not None)
-        for run_id in updated:
-            yield self._list(run_id)
+        if self._is_cluster:
+            updated = (commits[i].run_id for i in sent if commits[i].update is not None)
+            for run_id in dict.fromkeys(updated):
+                yield self._list(run_id)
         for i in sent:
             if commits[i].token and self._is_due(commits[i].run_id):
                 yield self._list(commits[i].run_id, is_updated=False)
@@ -240,9 +282,11 @@ class Operations:
 
     def release(self, run_id: str, token: str) -> Steps[None]:
         """See `RecordStore.release`."""
-        key = self.keys.run(run_id)
-        command = self._call(scripts.RELEASE, key, token.encode(), self._ttl_ms)
-        answer, _ = yield from _ask((command, self._list(run_id)), is_write=True)
+        args = (token.encode(), self._ttl_ms, run_id.encode())
+        commands = [self._call_listing(scripts.RELEASE, run_id, *args)]
+        if self._is_cluster:
+            commands.append(self._list(run_id))
+        answer, *_ = yield from _ask(commands, is_write=True)
         self._value(answer, f"run {run_id!r}")
 
     def fetch(self, run_id: str, keys: Sequence[RecordKey]) -> Steps[list[CheckpointRecord | None]]:
@@ -306,6 +350,15 @@ class Operations:
     def _call(self, script: scripts.Script, key: bytes, *args: bytes) -> Args:
         return (b"EVALSHA", script.sha, _ONE, key, *args)
 
+    def _call_listing(self, script: scripts.Script, run_id: str, *args: bytes) -> Args:
+        """Return the call of a script that lists the run, too, unless that is on another node."""
+        key = self.keys.run(run_id)
+        if self._is_cluster:
+            return self._call(script, key, *args)
+        shard = self.keys.index_of(run_id)
+        self._listed_at[shard] = time.monotonic()
+        return (b"EVALSHA", script.sha, b"2", key, shard, *args)
+
     def _list(self, run_id: str, *, is_updated: bool = True, sample: int = 0) -> Args:
         """Return what lists a run, as updated now or as it is."""
         shard = self.keys.index_of(run_id)
@@ -314,7 +367,7 @@ class Operations:
             scripts.LIST,
             shard,
             run_id.encode(),
-            b"%d" % self._index_ttl_ms,
+            self._ttl_ms,
             _ONE if is_updated else _NONE,
             b"%d" % sample,
         )

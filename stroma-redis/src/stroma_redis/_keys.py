@@ -71,10 +71,10 @@ def epoch_of(key: RecordKey) -> bytes:
 
 
 def rank_of(header: RecordHeader) -> bytes:
-    """Return a number that is highest for the last result, nothing if it can never be that.
+    """Return a number that is highest for the last result, "-" if it can never be that.
 
     The same order as `stroma.records.last_result`.
     """
     if header.position < 0 or header.kind != "result" or header.epoch == PLAIN_EPOCH:
-        return b""
+        return b"-"
     return b"%d" % (header.epoch * _RANK_POSITIONS + header.position)

@@ -2,10 +2,11 @@
 
 A run is one hash. Its columns are fields under their own names, "h:<record>" is the header of a
 record and "p:<record>" its payload, with the record's name from `_keys`. A header is stored as
-"<order> <length of the commit id> <commit id><JSON>". "written" counts records, "last" is the
-rank and name of the last result, "keep_ms" how long the run is kept after each write: long enough
-for its owner's lease. Times are seconds since the epoch on the server's clock, with six decimals.
-Every script that writes sets the time to live of the whole run.
+"<order> <rank> <length of the commit id> <commit id><JSON>": the order is the number of fields that
+the hash had before, the rank is highest for the last result and "-" for what can never be that.
+"keep_ms" says how long the run is kept after each write: long enough for its owner's lease. Times
+are seconds since the epoch on the server's clock, with six decimals. Every script that writes sets
+the time to live of the whole run.
 
 Scripts are called with all keys declared, read before they write, and refuse before they write:
 a server that is full or read-only refuses the first write, and so leaves nothing half done.
@@ -75,6 +76,22 @@ local function kept_for(ttl_ms, lease_ms)
 end
 """
 
+_LIST: Final = """
+local function list(index, run_id, ttl_ms, now)
+  redis.call('ZADD', index, now, run_id)
+  if redis.call('PTTL', index) < ttl_ms * 2 then
+    redis.call('PEXPIRE', index, string.format('%d', ttl_ms * 2))
+  end
+end
+"""
+
+_COMMIT_ID: Final = """
+local function commit_id(header)
+  local length, rest = string.match(header, '^%d+ %S+ (%d+) (.*)$')
+  return string.sub(rest, 1, length)
+end
+"""
+
 _CONTENTS: Final = f"""
 local function contents(key)
   local names = {{}}
@@ -88,12 +105,15 @@ local function contents(key)
     local part = redis.call('HMGET', key, unpack(names, first, math.min(first + 999, #names)))
     for _, header in ipairs(part) do headers[#headers + 1] = header end
   end
-  local last = redis.call('HGET', key, 'last')
-  local record = {{}}
-  if last then
-    local name = string.match(last, '^%d+ (.*)$')
-    record = redis.call('HMGET', key, 'h:' .. name, 'p:' .. name)
+  local record, top = {{}}, -1
+  for at, header in ipairs(headers) do
+    local rank = tonumber(string.match(header, '^%d+ (%d+) '))
+    if rank and rank > top then
+      top = rank
+      record = {{header, string.sub(names[at], 3)}}
+    end
   end
+  if record[2] then record[2] = redis.call('HGET', key, 'p:' .. record[2]) end
   local columns = redis.call('HMGET', key, {", ".join(f"'{name}'" for name in COLUMNS)})
   return columns, headers, record
 end
@@ -101,9 +121,11 @@ end
 
 OPEN: Final = _script(
     _TIME,
+    _LIST,
     _CONTENTS,
     """
--- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, then columns to create
+-- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, run id, then columns to
+-- create. A second key is the index that lists the run.
 local key, token, holder = KEYS[1], ARGV[1], ARGV[2]
 local run = redis.call('HMGET', key, 'status', 'owner', 'lease_expires_at', 'holder')
 local status = run[1]
@@ -112,9 +134,10 @@ local lease, keep_ms = later(now, tonumber(ARGV[3])), kept_for(ARGV[4], ARGV[3])
 if not status then
   if ARGV[6] == '0' then return {'missing'} end
   redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
-    'lease_expires_at', lease, 'created_at', now, 'updated_at', now, unpack(ARGV, 7))
+    'lease_expires_at', lease, 'created_at', now, 'updated_at', now, unpack(ARGV, 8))
   redis.call('PEXPIRE', key, keep_ms)
-  return {'created', now}
+  if KEYS[2] then list(KEYS[2], ARGV[7], ARGV[4], now) end
+  return now
 end
 if status == 'COMPLETED' and ARGV[5] == '0' then
   return {'read', status, contents(key)}
@@ -125,6 +148,7 @@ end
 redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
   'lease_expires_at', lease, 'updated_at', now)
 redis.call('PEXPIRE', key, keep_ms)
+if KEYS[2] then list(KEYS[2], ARGV[7], ARGV[4], now) end
 return {'claimed', status, contents(key)}
 """,
 )
@@ -138,58 +162,64 @@ return {'read', status, contents(KEYS[1])}
 """,
 )
 
+ADD: Final = _script(
+    _COMMIT_ID,
+    """
+-- One record of an owned run, and nothing else: most of all commits.
+-- ARGV: token, name, header without its order, payload
+local key, token, name = KEYS[1], ARGV[1], ARGV[2]
+local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'h:' .. name)
+if run[1] ~= token then
+  return {'stale', run[1] and redis.call('HGET', key, 'holder')}
+end
+if not run[3] then
+  redis.call('HSET', key, 'h:' .. name, redis.call('HLEN', key) .. ' ' .. ARGV[3],
+    'p:' .. name, ARGV[4])
+elseif commit_id(run[3]) ~= commit_id('0 ' .. ARGV[3]) then
+  return {'taken', name}
+end
+redis.call('PEXPIRE', key, run[2])
+return 1
+""",
+)
+
 COMMIT: Final = _script(
     _TIME,
+    _LIST,
+    _COMMIT_ID,
     """
--- ARGV: token, lease in ms, time to live in ms, change, number of records, for each of them
--- name, commit id, rank, header, payload, then columns to change. Change: 0 none, 1 some, 2 and a
--- release. Without a token, records replace earlier ones, and no run need exist.
-local key, token, lease_ms, change, last_arg = KEYS[1], ARGV[1], ARGV[2], ARGV[4], 5 + ARGV[5] * 5
-local run
-if last_arg == 10 then
-  run = redis.call('HMGET', key, 'owner', 'last', 'written', 'keep_ms', 'h:' .. ARGV[6])
-else
-  run = redis.call('HMGET', key, 'owner', 'last', 'written', 'keep_ms')
-end
-local owner, last, written, keep_ms = run[1], run[2], run[3] or 0, tonumber(run[4] or ARGV[3])
+-- ARGV: token, lease in ms, time to live in ms, change, run id, number of records, for each of
+-- them name, header without its order, payload, then columns to change. Change: 0 none, 1 some, 2
+-- and a release. Without a token, records replace earlier ones, and no run need exist. A second
+-- key is the index that lists the run.
+local key, token, lease_ms, change, last_arg = KEYS[1], ARGV[1], ARGV[2], ARGV[4], 6 + ARGV[6] * 3
+local run = redis.call('HMGET', key, 'owner', 'keep_ms')
+local owner, keep_ms = run[1], tonumber(run[2] or ARGV[3])
 if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
-local fields = {}
-local ids = last_arg > 10 and {}
-for at = 6, last_arg, 5 do
-  local name, id, is_new = ARGV[at], ARGV[at + 1], true
+local fields, ids, order = {}, {}, redis.call('HLEN', key)
+for at = 7, last_arg, 3 do
+  local name, is_new = ARGV[at], true
   if token ~= '' then
-    local kept = ids and ids[name]
+    local id, kept = commit_id('0 ' .. ARGV[at + 1]), ids[name]
     if not kept then
-      local stored = run[5]
-      if last_arg > 10 then stored = redis.call('HGET', key, 'h:' .. name) end
-      if stored then
-        local length, rest = string.match(stored, '^%d+ (%d+) (.*)$')
-        kept = string.sub(rest, 1, length)
-      end
+      local stored = redis.call('HGET', key, 'h:' .. name)
+      kept = stored and commit_id(stored)
     end
     if kept and kept ~= id then return {'taken', name} end
     is_new = not kept
-    if ids then ids[name] = id end
+    ids[name] = id
   end
   if is_new then
-    written = written + 1
-    local count, rank = #fields, ARGV[at + 2]
+    local count = #fields
     fields[count + 1] = 'h:' .. name
-    fields[count + 2] = written .. ' ' .. #id .. ' ' .. id .. ARGV[at + 3]
+    fields[count + 2] = order + count / 2 .. ' ' .. ARGV[at + 1]
     fields[count + 3] = 'p:' .. name
-    fields[count + 4] = ARGV[at + 4]
-    if rank ~= '' and (not last or tonumber(rank) > tonumber(string.match(last, '^%d+'))) then
-      last = rank .. ' ' .. name
-      fields[count + 5] = 'last'
-      fields[count + 6] = last
-    end
+    fields[count + 4] = ARGV[at + 2]
   end
 end
 if #fields > 0 then
-  fields[#fields + 1] = 'written'
-  fields[#fields + 1] = written
   for first = 1, #fields, 2000 do
     redis.call('HSET', key, unpack(fields, first, math.min(first + 1999, #fields)))
   end
@@ -205,14 +235,14 @@ if token ~= '' and (lease_ms ~= '0' or change ~= '0') then
       redis.call('HSET', key, 'lease_expires_at', lease, 'keep_ms', keep_ms)
     end
   end
-  if change ~= '0' then
+  if change == '2' then
+    keep_ms = ARGV[3]
+    redis.call('HSET', key, 'updated_at', now, 'owner', '', 'holder', '', 'lease_expires_at', '0',
+      'keep_ms', keep_ms, unpack(ARGV, last_arg + 1))
+  elseif change == '1' then
     redis.call('HSET', key, 'updated_at', now, unpack(ARGV, last_arg + 1))
-    if change == '2' then
-      keep_ms = ARGV[3]
-      redis.call('HSET', key, 'owner', '', 'holder', '', 'lease_expires_at', '0',
-        'keep_ms', keep_ms)
-    end
   end
+  if KEYS[2] then list(KEYS[2], ARGV[5], ARGV[3], now) end
 end
 redis.call('PEXPIRE', key, keep_ms)
 return 1
@@ -236,14 +266,16 @@ return 1
 
 RELEASE: Final = _script(
     _TIME,
+    _LIST,
     """
--- ARGV: token, time to live in ms
+-- ARGV: token, time to live in ms, run id. A second key is the index that lists the run.
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner or owner == '' or owner ~= ARGV[1] then return 0 end
 local now = seconds_now()
 redis.call('HSET', KEYS[1], 'owner', '', 'holder', '', 'lease_expires_at', '0', 'updated_at', now,
   'keep_ms', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if KEYS[2] then list(KEYS[2], ARGV[3], ARGV[2], now) end
 return 1
 """,
 )
@@ -291,21 +323,16 @@ return redis.call('UNLINK', KEYS[1])
 
 LIST: Final = _script(
     _TIME,
+    _LIST,
     """
+-- Lists a run by itself: where the index may be on another node, or lost an entry.
 -- ARGV: run id, time to live in ms, whether it was updated now, number of others to sample.
 -- The index lives twice as long as the runs that it lists, and every writer prolongs it.
-local key, ttl_ms = KEYS[1], tonumber(ARGV[2])
-if ARGV[3] == '1' then
-  redis.call('ZADD', key, seconds_now(), ARGV[1])
-else
-  redis.call('ZADD', key, 'NX', seconds_now(), ARGV[1])
-end
-if redis.call('PTTL', key) < ttl_ms then
-  redis.call('PEXPIRE', key, string.format('%d', ttl_ms))
-end
-local sample = tonumber(ARGV[4])
-if sample == 0 then return {} end
-return redis.call('ZRANDMEMBER', key, sample, 'WITHSCORES')
+local now = seconds_now()
+if ARGV[3] == '0' then now = redis.call('ZSCORE', KEYS[1], ARGV[1]) or now end
+list(KEYS[1], ARGV[1], ARGV[2], now)
+if ARGV[4] == '0' then return 1 end
+return redis.call('ZRANDMEMBER', KEYS[1], tonumber(ARGV[4]), 'WITHSCORES')
 """,
 )
 
@@ -321,5 +348,8 @@ return 1
 """
 )
 
-ALL: Final = (OPEN, INSPECT, COMMIT, RENEW, RELEASE, FETCH, PURGE, LIST, HEAL)
+ALL: Final = (OPEN, INSPECT, ADD, COMMIT, RENEW, RELEASE, FETCH, PURGE, LIST, HEAL)
+OF_RUNS: Final = (OPEN, ADD, COMMIT, LIST)
+"""What a clean run calls. A server that has forgotten one is sent it whole, in a trip more."""
+
 BY_SHA: Final = {script.sha: script for script in ALL}

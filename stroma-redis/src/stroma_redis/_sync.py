@@ -66,7 +66,12 @@ class SyncRedisStore(SyncPlainMethods):
             )
         self._options = checked
         self._address = checked.address if client is None else address_of(client)
-        self._operations = Operations(checked, self._address, groups_commits=False)
+        self._operations = Operations(
+            checked,
+            self._address,
+            groups_commits=False,
+            is_cluster=checked.cluster or isinstance(client, RedisCluster),
+        )
         self._line = line_to(checked) if client is None else line_of(client, checked)
 
     def __repr__(self) -> str:

@@ -85,15 +85,19 @@ SERVERS = (
         "ownership",
         "leases are measured by the clock of the client",
         REDIS,
-        _commands(
-            (
-                '        return (b"EVALSHA", script.sha, _ONE, key, *args)',
-                (
-                    "        clock = b\"{'%d', '0'}\" % time.time()\n"
-                    "        source = script.source.replace(b\"redis.call('TIME')\", clock)\n"
-                    '        return (b"EVAL", source, _ONE, key, *args)'
-                ),
-            )
+        (
+            Edit(
+                "_wire.py",
+                '        parts.append(b"*%d',
+                """        if command[0] == b"EVALSHA":
+            import time
+            from stroma_redis import _scripts
+
+            clock = b"{'%d', '0'}" % time.time()
+            source = _scripts.BY_SHA[command[1]].source.replace(b"redis.call('TIME')", clock)
+            command = (b"EVAL", source, *command[2:])
+        parts.append(b"*%d""",
+            ),
         ),
         ("test_a_lease_holds_against_a_wrong_clock", "test_a_lease_of_a_wrong_clock_ends"),
     ),

@@ -94,11 +94,17 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=[found.version for found in FOUND])
 def tests(session: nox.Session) -> None:
-    """The tests; on the oldest Python, with the oldest pydantic and pluggy that we promise."""
+    """The tests; on the oldest Python, with the oldest pydantic and pluggy that we promise.
+
+    What is slow runs on one Python: it is about servers and kits, and not about the language.
+    """
     session.install(*PIN, *group("tests"), *workspace(), *floors(session))
     pytest = ("-m", "pytest", *(session.posargs or ("tests", "--ignore=tests/docs")))
-    if session.python != PYTHON or session.posargs:
+    if session.posargs:
         session.run("python", *pytest)
+        return
+    if session.python != PYTHON:
+        session.run("python", *pytest, "-m", "not slow")
         return
     session.run("coverage", "erase")
     session.run("coverage", "run", *pytest, env={"COVERAGE_FILE": str(ROOT / ".coverage")})

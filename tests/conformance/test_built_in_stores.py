@@ -9,6 +9,7 @@ import pytest
 from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.stores.sqlite import SQLiteStore
 from stroma.testing import FakeClock, StoreConformance, StoreSubject
+from tests.conformance.outages import file_instead_of
 
 
 class TestInMemoryStore(StoreConformance):
@@ -29,8 +30,13 @@ class TestSQLiteStore(StoreConformance):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> StoreSubject:
         clock = FakeClock()
-        path = tmp_path / "runs.db"
-        return StoreSubject(make=lambda: SQLiteStore(path, clock=clock), clock=clock)
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        return StoreSubject(
+            make=lambda: SQLiteStore(folder / "runs.db", clock=clock),
+            clock=clock,
+            outage=lambda: file_instead_of(folder),
+        )
 
 
 class TestSQLiteStoreOnTheMachinesClock(StoreConformance):

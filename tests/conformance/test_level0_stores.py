@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from stroma.testing import StoreConformance, StoreSubject
+from tests.conformance.outages import file_instead_of
 
 SAMPLE = Path(__file__).parents[1] / "plugins/stroma-sample-dir/src/stroma_sample_dir/store.py"
 
@@ -38,7 +39,10 @@ class TestDirStore(StoreConformance):
 
     @pytest.fixture
     def subject(self, tmp_path: Path) -> StoreSubject:
-        return StoreSubject(make=lambda: make_dir_store(tmp_path))
+        folder = tmp_path / "folder"
+        return StoreSubject(
+            make=lambda: make_dir_store(folder), outage=lambda: file_instead_of(folder)
+        )
 
 
 class DictStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from stroma.errors import RunLocked
 from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_fencing, if_outlives, if_server
 from stroma.testing._kit import Kit
+from stroma.testing._pauses import Call, Paused, points_of
 from stroma.testing._processes import fork, until_killed
 from stroma.testing._values import DONE, Note, commit, record, request
 
@@ -20,7 +22,13 @@ SKEW_SECONDS = 3600.0
 
 @clauses("processes", if_outlives)
 class ProcessClauses:
-    """Several processes, and what is left of one that was killed."""
+    """Several processes, and what is left of one that was killed.
+
+    Attributes:
+        fork_points: at how many of an operation's I/O calls its process is forked, at most.
+    """
+
+    fork_points = 12
 
     def test_a_forked_child_and_its_parent_both_write(self, kit: Kit) -> None:
         """A store object that was used before a fork is used after it, on both sides."""
@@ -49,6 +57,32 @@ class ProcessClauses:
                 if kit.store.load("run", f"{who}{i}") != Note(text=f"{who} {i}")
             ]
             assert not lost, f"what the {who} saved after the fork is lost: {lost}"
+
+    def test_an_idle_child_holds_nothing(self, kit: Kit) -> None:
+        """A child that was forked during an operation, and does nothing, keeps no lock of it."""
+        save: Call = ("save", ("run", "node", Note(text="1")))
+        for point in points_of(kit, self.fork_points, save):
+            paused = Paused(kit, point, save)
+            with paused.for_a_moment():  # a store may make a fork wait for its operations
+                child = fork(lambda say: until_killed())
+            # Killing the child frees what it holds, so that this test ends in any case.
+            watchdog = threading.Timer(kit.subject.longest_wait_seconds, child.end)
+            watchdog.start()
+            try:
+                answer = paused.end()
+                assert not isinstance(answer, Exception), f"a fork made a save fail: {answer!r}"
+                kit.store.save("run", "node", Note(text="2"))
+                found = kit.store.load("run", "node")
+                assert watchdog.is_alive(), (
+                    "a child that was forked during a save and does nothing kept the parent from "
+                    "the store until the child was killed: what it inherits, such as the "
+                    "descriptor of fcntl.flock, holds the lock; unlock before closing"
+                )
+                assert found == Note(text="2"), f"after a fork during a save, load gave {found!r}"
+            finally:
+                watchdog.cancel()
+                watchdog.join()
+                child.kill()
 
     def test_what_was_saved_outlives_the_process(self, kit: Kit) -> None:
         """What a returned `save` wrote is read after its process was killed."""

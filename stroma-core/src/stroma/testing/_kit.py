@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import pytest
@@ -172,7 +173,7 @@ class Kit:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._opened: list[object] = []
         self._proxies: list[TcpProxy] = []
-        self.store = self._adopt(self._made(subject.make))
+        self.store = self._new(subject.make)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the kit's loop."""
@@ -192,11 +193,9 @@ class Kit:
             )
         return made
 
-    def _adopt(self, made: object) -> Driven:
-        if not any(made is other for other in self._opened):
-            self._opened.append(made)
-        store = Driven(made, self.run)
-        if is_record_store(made):
+    def _new(self, make: Callable[[], object]) -> Driven:
+        store = self.untouched(make)
+        if is_record_store(store.inner):
             store.setup()
         return store
 
@@ -204,7 +203,14 @@ class Kit:
         """Return another store object over the same data; the same one where they live in it."""
         if not self.is_shared:
             return self.store
-        return self._adopt(self._made(self.subject.make))
+        return self._new(self.subject.make)
+
+    def untouched(self, make: Callable[[], object]) -> Driven:
+        """Return a new store object that was not set up and has done nothing."""
+        made = self._made(make)
+        if not any(made is other for other in self._opened):
+            self._opened.append(made)
+        return Driven(made, self.run)
 
     def behind_proxy(self) -> tuple[TcpProxy, Driven]:
         """Return a proxy to the store's server, and a store object that goes through it."""
@@ -213,7 +219,7 @@ class Kit:
         assert make_at is not None
         proxy = TcpProxy(*address).start()
         self._proxies.append(proxy)
-        store = self._adopt(self._made(lambda: make_at(proxy.host, proxy.port)))
+        store = self._new(lambda: make_at(proxy.host, proxy.port))
         store.load("stroma-kit", "connects")
         assert proxy.accepted, (
             "a store object of StoreSubject.make_at does not connect to the host and port that "
@@ -276,7 +282,7 @@ class Kit:
         self._opened.append(made)
         return True
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         """The operations are awaited."""
         answer = self.store.inner.load("stroma-kit", "is it async")

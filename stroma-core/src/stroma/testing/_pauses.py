@@ -14,8 +14,7 @@ from stroma.testing._processes import IoPoints
 
 _LONGEST_SECONDS: Final = 60.0
 _ROUNDS_UNSEEN: Final = 20
-LET_GO_SECONDS: Final = 0.05
-"""How long the second of two operations may wait for the first, which stands still."""
+_MOMENT_SECONDS: Final = 0.05
 
 Call = tuple[str, tuple[object, ...]]
 """An operation of a store, and its arguments."""
@@ -32,6 +31,7 @@ class Pause:
         self.points = IoPoints(at, self._stand)
         self.has_stopped = False
         self._stands_or_ended = threading.Event()
+        self._has_ended = threading.Event()
         self._is_let_go = threading.Event()
 
     def _stand(self) -> None:
@@ -48,6 +48,7 @@ class Pause:
         finally:
             self.points.is_armed = False
             self._stands_or_ended.set()
+            self._has_ended.set()
 
     def is_waiting(self) -> bool:
         """Say whether it stands still or has ended."""
@@ -56,6 +57,10 @@ class Pause:
     def wait(self) -> None:
         """Return when it stands still or has ended."""
         self._stands_or_ended.wait(_LONGEST_SECONDS)
+
+    def wait_for_end(self) -> None:
+        """Return when it has ended, after it was let go."""
+        assert self._has_ended.wait(_LONGEST_SECONDS), "an operation did not end within a minute"
 
     def let_go(self) -> None:
         """Let it go on."""
@@ -92,6 +97,17 @@ class Paused:
         operation, args = self._call
         with self.pause.armed():
             return await self._store.call(operation, *args)
+
+    @contextmanager
+    def for_a_moment(self) -> Iterator[None]:
+        """Let it go on after a moment: what is done meanwhile may have to wait for it."""
+        timer = threading.Timer(_MOMENT_SECONDS, self.pause.let_go)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.pause.let_go()
 
     def end(self) -> Any:
         """Let it go on to its end; return what it returned or raised."""
@@ -130,14 +146,9 @@ def interleaved(
         run_id = f"{first('')[0]} beside {second('')[0]} {number}"
         prepare(run_id)
         paused = Paused(kit, point, first(run_id))
-        timer = threading.Timer(LET_GO_SECONDS, paused.pause.let_go)
-        timer.start()
-        try:
+        with paused.for_a_moment():
             answer = _answer(kit.store, second(run_id))
-        finally:
-            timer.cancel()
-            first_answer = paused.end()
-        yield run_id, first_answer, answer
+        yield run_id, paused.end(), answer
 
 
 def _answer(store: Driven, call: Call) -> Any:

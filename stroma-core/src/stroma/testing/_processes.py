@@ -24,7 +24,7 @@ IO_NAMES: Final = frozenset(
         *("unlink", "remove", "rmdir", "mkdir", "truncate", "ftruncate", "flock", "lockf", "close"),
     ]
 )
-"""Names of the built-in functions between whose calls a process is killed, or an operation waits."""
+"""Names of the built-in functions at whose calls a process is killed, or an operation waits."""
 
 _COUNTED_IN_A_ROW: Final = 8
 _CHILD_SECONDS: Final = 60.0
@@ -66,7 +66,7 @@ class IoPoints:
         try:
             yield
         finally:
-            threading.setprofile(before)  # type: ignore[arg-type]
+            threading.setprofile(before)
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if not self.is_armed or not event.startswith("c_"):
@@ -123,10 +123,14 @@ class Child:
 
     def kill(self) -> None:
         """End it as a power cut would."""
+        self.end()
+        os.close(self._reading)
+
+    def end(self) -> None:
+        """End it, and let what it said be read."""
         if self._status is None:
             os.kill(self.pid, signal.SIGKILL)
             self._reap()
-        os.close(self._reading)
 
     def _read_until_end(self) -> bytes:
         watchdog = threading.Timer(_CHILD_SECONDS, lambda: os.kill(self.pid, signal.SIGKILL))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from stroma.testing._cancelling import CancellationClauses
+from stroma.testing._cancelling_threads import ThreadCancellationClauses
 from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
 from stroma.testing._interleaved import RemovalBesideWorkClauses, StatesBesideDeleteClauses
@@ -18,6 +19,7 @@ from stroma.testing._level0 import IdClauses, StateClauses
 from stroma.testing._listing import ListingClauses
 from stroma.testing._machine import RecordMachineClauses, StateMachineClauses
 from stroma.testing._network import NetworkClauses
+from stroma.testing._outage import OutageClauses
 from stroma.testing._ownership import OwnershipClauses
 from stroma.testing._records import RecordClauses
 from stroma.testing._retention import RetentionClauses
@@ -28,8 +30,10 @@ from stroma.testing.subject import StoreSubject
 class StoreConformance(
     SkewClauses,
     NetworkClauses,
+    OutageClauses,
     KillClauses,
     ProcessClauses,
+    ThreadCancellationClauses,
     CancellationClauses,
     LimitClauses,
     LargeValueClauses,

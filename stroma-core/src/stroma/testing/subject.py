@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from stroma.testing.clock import FakeClock
@@ -31,6 +32,9 @@ class StoreSubject:
         longest_wait_seconds: within how many seconds an operation ends when the server does not
             answer, retries by the driver included: what is asked for is that it ends. It should
             be what the store's timeouts add up to, so let ``make_at`` set short ones.
+        outage: returns a context manager during which the store's medium is out of order, such
+            as one that puts a file where its folder was, or stops its server; afterwards all is
+            as it was. Not needed with ``address``: then the proxy refuses connections.
     """
 
     make: Callable[[], object]
@@ -39,6 +43,7 @@ class StoreSubject:
     address: Address | None = None
     make_at: Callable[[str, int], object] | None = None
     longest_wait_seconds: float = 10.0
+    outage: Callable[[], AbstractContextManager[object]] | None = None
 
 
 def problem_of(subject: object) -> str | None:
@@ -73,6 +78,8 @@ def _wrong_field(subject: StoreSubject) -> str | None:
         )
     if subject.make_at is not None and not callable(subject.make_at):
         return "StoreSubject.make_at must be a function of a host and a port"
+    if subject.outage is not None and not callable(subject.outage):
+        return "StoreSubject.outage must be a function that returns a context manager"
     if not subject.shortest_lease_seconds > 0 or not subject.longest_wait_seconds > 0:
         return (
             "StoreSubject.shortest_lease_seconds and longest_wait_seconds must be above 0, not "

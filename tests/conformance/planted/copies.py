@@ -126,7 +126,13 @@ ONE_FILE = Store(
     {"one_file.py": "docs/how-to/write-a-store.md: class OneFileStore(SyncPlainMethods)"},
     """
         from PACKAGE.one_file import OneFileStore
-        return StoreSubject(make=lambda: OneFileStore(tmp_path / "runs.json"))
+        from tests.conformance.outages import file_instead_of
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        return StoreSubject(
+            make=lambda: OneFileStore(folder / "runs.json"),
+            outage=lambda: file_instead_of(folder),
+        )
 """,
 )
 

@@ -6,6 +6,7 @@ from tests.conformance.planted.copies import ASYNC_MEMORY, ONE_FILE, SQLITE, STA
 from tests.conformance.planted.defect import Defect
 
 _READ = "        if not self._path.exists():\n            return {}\n"
+_RAISE = 'raise StoreUnavailable(f"{self._path} cannot be used: {exc}") from exc'
 
 
 def _one_file(*edits: tuple[str, str]) -> tuple[Edit, ...]:
@@ -91,7 +92,11 @@ PROCESSES = (
         "a state is overwritten in place, and is half there after a kill",
         STATES,
         (
-            Edit("states.py", '        draft = file.with_suffix(".draft")', "        draft = file"),
+            Edit(
+                "states.py",
+                'file.with_name(f"draft-{uuid.uuid4().hex}")',
+                "file",
+            ),
             Edit("states.py", "        draft.replace(file)  # nobody ever finds half a file\n", ""),
         ),
         ("test_a_killed_save_is_whole_or_not_there",),
@@ -178,5 +183,144 @@ PROCESSES = (
             ),
         ),
         ("test_a_cancelled_save",),
+    ),
+    Defect(
+        "lock-of-a-forked-child",
+        "processes",
+        "a lock ends with its descriptor, which a forked child has, too",
+        ONE_FILE,
+        _one_file(("fcntl.flock(lock, fcntl.LOCK_UN)", "pass")),
+        ("test_an_idle_child_holds_nothing",),
+    ),
+    Defect(
+        "delete-removes-folders",
+        "deletion",
+        "`delete` removes a folder that a save has just made",
+        STATES,
+        (
+            Edit(
+                "states.py",
+                '        for file in self._run(run_id).glob("node-*.json"):\n'
+                "            file.unlink(missing_ok=True)\n",
+                "        import shutil\n"
+                "        shutil.rmtree(self._run(run_id), ignore_errors=True)\n",
+            ),
+        ),
+        ("test_a_save_beside_a_delete",),
+    ),
+    Defect(
+        "one-draft-for-all",
+        "states",
+        "two saves of one node write to one draft",
+        STATES,
+        (
+            Edit(
+                "states.py",
+                'file.with_name(f"draft-{uuid.uuid4().hex}")',
+                'file.with_suffix(".draft")',
+            ),
+        ),
+        ("test_saves_of_one_node_beside_each_other",),
+    ),
+    Defect(
+        "delete-without-a-lock",
+        "deletion",
+        "`delete` reads under its lock, and writes without it",
+        ONE_FILE,
+        _one_file(
+            (
+                (
+                    "        with self._entries(save=True) as entries:\n"
+                    "            entries.pop(run_id, None)\n"
+                ),
+                (
+                    "        with self._entries() as entries:\n"
+                    "            entries.pop(run_id, None)\n"
+                    "        self._write(entries)\n"
+                ),
+            )
+        ),
+        ("test_a_claim_beside_a_delete",),
+    ),
+    Defect(
+        "purge-does-not-look-again",
+        "retention",
+        "`purge` removes what it found before, and does not look whether it was claimed since",
+        ONE_FILE,
+        _one_file(
+            (
+                (
+                    "            for run in free[: query.limit]:\n"
+                    "                del entries[run.run_id]\n"
+                    "            return len(free[: query.limit])\n"
+                ),
+                (
+                    "        for run in free[: query.limit]:\n"
+                    "            self.delete(run.run_id)\n"
+                    "        return len(free[: query.limit])\n"
+                ),
+            )
+        ),
+        ("test_a_claim_beside_a_purge",),
+    ),
+    Defect(
+        "record-goes-first",
+        "kills",
+        "a killed `delete` has removed the run's record, and a new run has its results again",
+        ONE_FILE,
+        _one_file(
+            (
+                "            entries.pop(run_id, None)\n",
+                (
+                    "            entries.setdefault(run_id, Entry(None, [])).run = None\n"
+                    "            self._write(entries)\n"
+                    "            entries.pop(run_id, None)\n"
+                ),
+            )
+        ),
+        ("test_a_killed_removal_leaves_no_half_run",),
+    ),
+    Defect(
+        "driver-exceptions-leak",
+        "outage",
+        "an exception of the driver comes out when the folder is gone",
+        ONE_FILE,
+        _one_file(
+            (
+                _RAISE,
+                "raise",
+            )
+        ),
+        ("test_operations_without_a_medium",),
+    ),
+    Defect(
+        "no-medium-is-empty",
+        "outage",
+        "a store whose folder is gone is taken for an empty one",
+        ONE_FILE,
+        _one_file(
+            (
+                _RAISE,
+                "yield {}",
+            )
+        ),
+        ("test_operations_without_a_medium",),
+    ),
+    Defect(
+        "half-a-commit-of-a-thread",
+        "cancellation",
+        "what a cancelled call still writes in its thread is seen by halves",
+        ONE_FILE,
+        _one_file(
+            (
+                "        entry.records += added\n",
+                "        entry.records += added\n        self._write(entries)\n",
+            ),
+            (
+                "                fcntl.flock(lock, fcntl.LOCK_EX)\n",
+                "                if save:\n                    fcntl.flock(lock, fcntl.LOCK_EX)\n",
+            ),
+        ),
+        ("test_a_commit_whose_thread_works_on",),
     ),
 )

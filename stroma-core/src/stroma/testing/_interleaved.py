@@ -13,6 +13,7 @@ from stroma.testing._pauses import Call, interleaved
 from stroma.testing._values import Note, commit, key, record, request
 
 _UPDATE = RunUpdate(status=RunStatus.PARTIAL, stop_reason="why")
+_LONG = "long" * 100_000
 _PASSING = (StoreUnavailable, OutcomeUnknown)
 
 
@@ -27,8 +28,8 @@ class _Points:
 
 
 @clauses("states", always)
-class StatesBesideDeleteClauses(_Points):
-    """Saving what is deleted at the same time."""
+class StatesBesideWorkClauses(_Points):
+    """Saving what is saved or deleted at the same time."""
 
     def test_a_save_beside_a_delete(self, kit: Kit) -> None:
         """A state that is saved during `delete` is kept or gone, and neither of them fails."""
@@ -52,6 +53,20 @@ class StatesBesideDeleteClauses(_Points):
                     assert state in states, f"{run_id}: node {node_id} has {state!r} after it"
                 kit.store.save(run_id, "a", Note(text="again"))
                 assert kit.store.load(run_id, "a") == Note(text="again"), f"{run_id}: not usable"
+
+    def test_saves_of_one_node_beside_each_other(self, kit: Kit) -> None:
+        """Of two saves of one node at the same time one stays, whole, and neither fails."""
+        for run_id, *answers in interleaved(
+            kit, self.pause_points, lambda run_id: None, _save_at_length, _save
+        ):
+            _failed(run_id, answers, kit)
+            try:
+                found = kit.store.load(run_id, "a")
+            except Exception as exc:
+                raise AssertionError(f"{run_id} left what cannot be read: {exc!r}") from exc
+            assert found in (Note(text="after"), Note(text=_LONG)), (
+                f"{run_id}: two saves of one node were mixed up: {found!r:.200}"
+            )
 
 
 @clauses("retention", if_fencing)
@@ -122,6 +137,10 @@ def _save(run_id: str) -> Call:
     return "save", (run_id, "a", Note(text="after"))
 
 
+def _save_at_length(run_id: str) -> Call:
+    return "save", (run_id, "a", Note(text=_LONG))
+
+
 def _claim(run_id: str) -> Call:
     return "open_run", (request(run_id or "-", "bob", pipeline=run_id),)
 
@@ -142,7 +161,7 @@ def _failed(run_id: str, answers: list[Any], kit: Kit) -> bool:
     errors = [each for each in answers if isinstance(each, BaseException)]
     wrong = [each for each in errors if not (kit.keeps_records and isinstance(each, _PASSING))]
     assert not wrong, (
-        f"{run_id}: beside each other, one ended in {wrong[0]!r}: that a run is removed meanwhile "
+        f"{run_id}: beside each other, one ended in {wrong[0]!r}: what others do meanwhile "
         "is no error"
     )
     return bool(errors)

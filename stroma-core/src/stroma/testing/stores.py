@@ -11,7 +11,7 @@ from stroma.testing._cancelling import CancellationClauses
 from stroma.testing._cancelling_threads import ThreadCancellationClauses
 from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
-from stroma.testing._interleaved import RemovalBesideWorkClauses, StatesBesideDeleteClauses
+from stroma.testing._interleaved import RemovalBesideWorkClauses, StatesBesideWorkClauses
 from stroma.testing._kills import KillClauses
 from stroma.testing._kit import Kit
 from stroma.testing._large import LargeValueClauses, LimitClauses
@@ -46,7 +46,7 @@ class StoreConformance(
     RunClauses,
     IdClauses,
     StateMachineClauses,
-    StatesBesideDeleteClauses,
+    StatesBesideWorkClauses,
     StateClauses,  # pytest begins with the last base
 ):
     """The rules that every store keeps, one test each.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from redis.asyncio import (
@@ -21,6 +23,7 @@ from stroma.errors import ConfigError
 from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
+from stroma_redis._replies import read_reply
 from stroma_redis._wire import NO_BACKOFF, copied, for_cluster, packed, unanswered
 
 _CAN_READ: Final = "can_read" if hasattr(Connection, "can_read") else "can_read_destructive"
@@ -55,14 +58,24 @@ class PooledLine:
         pool: makes the connections, and bounds their number.
         timeout_seconds: how long to wait for a server that says nothing.
         is_own: close the pool with the line.
+        is_plain: its connections speak RESP2 and decode nothing. Then replies are read here:
+            redis-py takes as long for that as the server for all of it.
     """
 
     one_by_one = False
 
-    def __init__(self, pool: ConnectionPool, timeout_seconds: float, *, is_own: bool) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        timeout_seconds: float,
+        *,
+        is_own: bool,
+        is_plain: bool = False,
+    ) -> None:
         self._pool: Any = pool
         self._timeout_seconds = timeout_seconds
         self._is_own = is_own
+        self._is_plain = is_plain
         self._at_hand: Any = None
         self._waiting = 0
 
@@ -74,29 +87,36 @@ class PooledLine:
         except DRIVER_ERRORS as exc:
             return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
         replies: list[Reply] = []
+        silence = _Silence(connection, self._timeout_seconds)
         try:
-            async with asyncio.timeout(self._timeout_seconds) as limit:
-                await connection.send_packed_command(packed(commands), check_health=False)
-                for _ in commands:
-                    replies.append(await _reply(connection))
-                    if len(commands) > 1:  # it is silence that is bounded, not the work
-                        limit.reschedule(self._deadline())
+            read = await self._send(connection, packed(commands))
+            for _ in commands:
+                replies.append(await read())
+                if len(replies) < len(commands):  # it is silence that is bounded, not the work
+                    silence.begin()
         except Exception as exc:  # asyncio has errors of its own where a connection breaks
             await connection.disconnect(nowait=True)
-            lost = Failure(self._in_words(exc), was_sent=True)
+            error = TimeoutError() if silence.was_too_long else exc
+            lost = Failure(self._in_words(error), was_sent=True)
             replies += [lost] * (len(commands) - len(replies))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         finally:
+            silence.end()
             await self._give_back(connection)
         return replies
 
+    async def _send(self, connection: Any, data: bytes) -> Callable[[], Awaitable[Reply]]:
+        """Send commands, and return what reads one reply."""
+        if not self._is_plain:
+            await connection.send_packed_command(data, check_health=False)
+            return partial(_reply, connection)
+        connection._writer.write(data)
+        return partial(read_reply, connection._reader, connection._parser.parse_error)
+
     def _in_words(self, error: Exception) -> Exception:
         return unanswered(error, self._timeout_seconds)
-
-    def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._timeout_seconds
 
     async def _take(self) -> Any:
         """Return a connection that works, as far as can be told before anything is sent."""
@@ -135,6 +155,40 @@ class PooledLine:
             await self._pool.release(connection)
         if self._is_own:
             await self._pool.disconnect()
+
+
+class _Silence:
+    """Breaks a connection off whose server says nothing for too long.
+
+    `asyncio.timeout` does it by cancelling the task, and takes several times as long to set up.
+
+    Attributes:
+        was_too_long: it did.
+    """
+
+    __slots__ = ("_connection", "_loop", "_seconds", "_timer", "was_too_long")
+
+    def __init__(self, connection: Any, seconds: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self.was_too_long = False
+        self._timer = self._loop.call_later(seconds, self._break_off)
+
+    def begin(self) -> None:
+        """Begin anew: the server has said something."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._seconds, self._break_off)
+
+    def end(self) -> None:
+        """Wait no more."""
+        self._timer.cancel()
+
+    def _break_off(self) -> None:
+        self.was_too_long = True
+        writer = self._connection._writer
+        if writer is not None:
+            writer.transport.abort()
 
 
 async def _reply(connection: Any) -> Reply:
@@ -216,7 +270,7 @@ def line_to(options: RedisOptions) -> Line:
         socket_timeout=None,  # the line measures its own
         **settings,
     )
-    return PooledLine(pool, options.timeout_seconds, is_own=True)
+    return PooledLine(pool, options.timeout_seconds, is_own=True, is_plain=True)
 
 
 def line_of(client: Redis | RedisCluster, options: RedisOptions) -> Line:

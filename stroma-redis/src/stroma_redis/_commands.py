@@ -6,6 +6,7 @@ the sync and the async store drive the same ones.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -68,6 +69,7 @@ Steps: TypeAlias = Generator[Request, Sequence[Reply], T]
 MAX_PAYLOAD_BYTES: Final = 512 * 1024 * 1024 - 1
 """Redis refuses an argument that is longer than its default proto-max-bulk-len, 512 MB."""
 
+_MAX_PROLONGED: Final = 10_000
 _PURGE_PAGE: Final = 200
 _HEALTH_MS: Final = b"10000"
 _ONE: Final = b"1"
@@ -95,6 +97,7 @@ class Operations:
         self._ttl_seconds = options.ttl_seconds
         self._ttl_ms = b"%d" % round(options.ttl_seconds * 1000)
         self._is_cluster = is_cluster
+        self._prolonged_at: dict[str, float] = {}
         self._asked_durability = options.durability
         self._sweep = Sweep(options.ttl_seconds)
         self._listed_at: dict[bytes, float] = {}
@@ -225,12 +228,26 @@ class Operations:
         return None if _is_unknown_script(answer) else self._refusal(commit, answer)
 
     def _add(self, run_id: str, token: str, record: CheckpointRecord) -> Args:
-        return self._call(scripts.ADD, self.keys.run(run_id), token.encode(), *record_args(*record))
+        prolong = _ONE if self._is_ageing(run_id) else _NONE
+        return self._call(
+            scripts.ADD, self.keys.run(run_id), token.encode(), *record_args(*record), prolong
+        )
+
+    def _is_ageing(self, run_id: str) -> bool:
+        """Say whether a commit has to prolong a run's life: not soon after it did so before."""
+        now = time.monotonic()
+        if now - self._prolonged_at.get(run_id, -math.inf) < self._ttl_seconds * scripts.SLACK:
+            return False
+        if len(self._prolonged_at) >= _MAX_PROLONGED:
+            self._prolonged_at.clear()
+        self._prolonged_at[run_id] = now
+        return True
 
     def _commit(self, commit: Commit) -> Args:
         run_id, token, records, update, lease_ms = commit
         if update is None and lease_ms == 0 and token and len(records) == 1:
             return self._add(run_id, token, records[0])
+        self._prolonged_at.pop(run_id, None)
         args = [
             token.encode(),
             b"%d" % lease_ms,

@@ -2,11 +2,11 @@
 
 A run is one hash. Its columns are fields under their own names, "h:<record>" is the header of a
 record and "p:<record>" its payload, with the record's name from `_keys`. A header is stored as
-"<order> <rank> <length of the commit id> <commit id><JSON>": the order is the number of fields that
-the hash had before, the rank is highest for the last result and "-" for what can never be that.
-"keep_ms" says how long the run is kept after each write: long enough for its owner's lease. Times
-are seconds since the epoch on the server's clock, with six decimals. Every script that writes sets
-the time to live of the whole run.
+"<order> <rank> <length of the commit id> <commit id><JSON>": "written" counts the order, the rank
+is highest for the last result and "-" for what can never be that. "keep_ms" says how long the run
+is kept: long enough for its owner's lease, and while it is owned, a sixteenth longer than asked
+for. So a commit that comes soon after another write need not prolong the run's life. Times are
+seconds since the epoch on the server's clock, with six decimals.
 
 Scripts are called with all keys declared, read before they write, and refuse before they write:
 a server that is full or read-only refuses the first write, and so leaves nothing half done.
@@ -46,6 +46,10 @@ MARGIN_MS: Final = 60_000
 """A run outlives the lease of its owner by this, however short its time to live is."""
 
 
+SLACK: Final = 1 / 16
+"""The share of its time to live for which the life of an owned run is not prolonged again."""
+
+
 class Script(NamedTuple):
     """A script and the digest that it is called by.
 
@@ -72,7 +76,7 @@ local function later(now, ms)
   return string.format('%.6f', tonumber(now) + ms / 1000)
 end
 local function kept_for(ttl_ms, lease_ms)
-  return math.max(tonumber(ttl_ms), tonumber(lease_ms) + {MARGIN_MS})
+  return math.ceil(math.max(ttl_ms * {1 + SLACK}, lease_ms + {MARGIN_MS}))
 end
 """
 
@@ -86,10 +90,11 @@ end
 """
 
 _COMMIT_ID: Final = """
-local function commit_id(header)
-  local length, rest = string.match(header, '^%d+ %S+ (%d+) (.*)$')
-  return string.sub(rest, 1, length)
+local function commit_id(header, pattern)
+  local _, at, length = string.find(header, pattern or '^%d+ %S+ (%d+) ')
+  return string.sub(header, at + 1, at + length)
 end
+local WITHOUT_ORDER = '^%S+ (%d+) '
 """
 
 _CONTENTS: Final = f"""
@@ -165,20 +170,22 @@ return {'read', status, contents(KEYS[1])}
 ADD: Final = _script(
     _COMMIT_ID,
     """
--- One record of an owned run, and nothing else: most of all commits.
--- ARGV: token, name, header without its order, payload
+-- One record of an owned run, and nothing else: most of all commits. Each command that a script
+-- calls takes as long as half of a SET, so there are two where two are enough.
+-- ARGV: token, name, header without its order, payload, whether to prolong the run's life
 local key, token, name = KEYS[1], ARGV[1], ARGV[2]
-local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'h:' .. name)
+local run = redis.call('HMGET', key, 'owner', 'written', 'h:' .. name)
 if run[1] ~= token then
   return {'stale', run[1] and redis.call('HGET', key, 'holder')}
 end
 if not run[3] then
-  redis.call('HSET', key, 'h:' .. name, redis.call('HLEN', key) .. ' ' .. ARGV[3],
-    'p:' .. name, ARGV[4])
-elseif commit_id(run[3]) ~= commit_id('0 ' .. ARGV[3]) then
+  local order = (run[2] or 0) + 1
+  redis.call('HSET', key, 'h:' .. name, order .. ' ' .. ARGV[3], 'p:' .. name, ARGV[4],
+    'written', order)
+elseif commit_id(run[3]) ~= commit_id(ARGV[3], WITHOUT_ORDER) then
   return {'taken', name}
 end
-redis.call('PEXPIRE', key, run[2])
+if ARGV[5] == '1' then redis.call('PEXPIRE', key, redis.call('HGET', key, 'keep_ms')) end
 return 1
 """,
 )
@@ -193,16 +200,16 @@ COMMIT: Final = _script(
 -- and a release. Without a token, records replace earlier ones, and no run need exist. A second
 -- key is the index that lists the run.
 local key, token, lease_ms, change, last_arg = KEYS[1], ARGV[1], ARGV[2], ARGV[4], 6 + ARGV[6] * 3
-local run = redis.call('HMGET', key, 'owner', 'keep_ms')
-local owner, keep_ms = run[1], tonumber(run[2] or ARGV[3])
+local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'written')
+local owner, keep_ms, written = run[1], tonumber(run[2] or ARGV[3]), tonumber(run[3] or 0)
 if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
-local fields, ids, order = {}, {}, redis.call('HLEN', key)
+local fields, ids = {}, {}
 for at = 7, last_arg, 3 do
   local name, is_new = ARGV[at], true
   if token ~= '' then
-    local id, kept = commit_id('0 ' .. ARGV[at + 1]), ids[name]
+    local id, kept = commit_id(ARGV[at + 1], WITHOUT_ORDER), ids[name]
     if not kept then
       local stored = redis.call('HGET', key, 'h:' .. name)
       kept = stored and commit_id(stored)
@@ -213,13 +220,16 @@ for at = 7, last_arg, 3 do
   end
   if is_new then
     local count = #fields
+    written = written + 1
     fields[count + 1] = 'h:' .. name
-    fields[count + 2] = order + count / 2 .. ' ' .. ARGV[at + 1]
+    fields[count + 2] = written .. ' ' .. ARGV[at + 1]
     fields[count + 3] = 'p:' .. name
     fields[count + 4] = ARGV[at + 2]
   end
 end
 if #fields > 0 then
+  fields[#fields + 1] = 'written'
+  fields[#fields + 1] = written
   for first = 1, #fields, 2000 do
     redis.call('HSET', key, unpack(fields, first, math.min(first + 1999, #fields)))
   end

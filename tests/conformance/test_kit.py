@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,45 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         assert message in printed, printed
 
 
+SLOW = """
+import time
+
+class Slow(InMemoryStore):
+    def load(self, run_id, node_id):
+        time.sleep(0.01)
+        return super().load(run_id, node_id)
+
+class Broken(Slow):
+    def save(self, run_id, node_id, state):
+        super().save(run_id, "n" + node_id.strip("bcn:[0]*"), state)
+
+class TestSlow(StoreConformance):
+    machine_seconds = 3.0
+
+    @pytest.fixture
+    def subject(self):
+        store = Slow()
+        return StoreSubject(make=lambda: store)
+
+class TestBroken(StoreConformance):
+    machine_seconds = 3.0
+
+    @pytest.fixture
+    def subject(self):
+        store = Broken()
+        return StoreSubject(make=lambda: store)
+"""
+
+
+def test_random_orders_of_a_slow_store_end(tmp_path: Path) -> None:
+    """All of them would take far longer, and making one that fails shorter, minutes."""
+    begin = time.monotonic()
+    printed = run(tmp_path, SLOW, "-k", "beside_a_dict")
+    assert "1 failed, 1 passed" in printed, printed
+    assert "state = MachineOfStates()" in printed, printed
+    assert time.monotonic() - begin < 15
+
+
 def make() -> object:
     return None
 
@@ -115,6 +155,10 @@ def make() -> object:
     ("subject", "message"),
     [
         (None, "must return a stroma.testing.StoreSubject, not NoneType"),
+        (
+            StoreSubject(make=make, outage=1),  # type: ignore[arg-type]
+            "outage must be a function that returns a context manager",
+        ),
         (StoreSubject(make=1), "must be a function that returns a store, not int"),  # type: ignore[arg-type]
         (StoreSubject(make=make, clock=1), "clock must be the stroma.testing.FakeClock"),  # type: ignore[arg-type]
         (StoreSubject(make=make, address=("h", 1)), "go together"),

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -85,7 +85,7 @@ class TimeBudget:
         return self._kit.run(work)
 
     @contextmanager
-    def noting_failures(self) -> Iterator[None]:
+    def noting_failures(self) -> Generator[None]:
         """Take note of what is raised now or was before, in the teardown of a machine."""
         self._note(sys.exception())
         try:

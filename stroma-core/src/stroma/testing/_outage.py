@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class _Place(NamedTuple):
         assert make_at is not None
 
         @contextmanager
-        def down() -> Iterator[None]:
+        def down() -> Generator[None]:
             proxy.refuse()
             proxy.reset()
             try:

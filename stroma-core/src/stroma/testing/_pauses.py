@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ class Pause:
         self._is_let_go.wait(_LONGEST_SECONDS)
 
     @contextmanager
-    def armed(self) -> Iterator[None]:
+    def armed(self) -> Generator[None]:
         """Count, and wait, meanwhile: in a thread that `IoPoints.watching` saw begin."""
         self.points.is_armed = True
         try:
@@ -99,7 +99,7 @@ class Paused:
             return await self._store.call(operation, *args)
 
     @contextmanager
-    def for_a_moment(self) -> Iterator[None]:
+    def for_a_moment(self) -> Generator[None]:
         """Let it go on after a moment: what is done meanwhile may have to wait for it."""
         timer = threading.Timer(_MOMENT_SECONDS, self.pause.let_go)
         timer.start()

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -59,7 +59,7 @@ class IoPoints:
         sys.setprofile(self._profile)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None]:
         """Watch the threads that start meanwhile, once armed."""
         before = threading.getprofile()
         threading.setprofile(self._profile)

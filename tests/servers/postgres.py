@@ -188,7 +188,7 @@ def _programs(kind: Kind) -> Path:
     for folder in kind.folders():
         if (folder / "postgres").exists():
             return folder if _may_run(folder) else _readable_copy(folder)
-    missing(kind.name, f"install {kind.package}, or set {kind.variable}")
+    return missing(kind.name, f"install {kind.package}, or set {kind.variable}")
 
 
 def _may_run(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from stroma.stores.rules import cursor_after, cursor_position, is_held, matches
 from stroma_s3._client import Bucket, Listed
 from stroma_s3._documents import Entry
 from stroma_s3._keys import Keys
-from stroma_s3._log import RunLogs, Vanished
+from stroma_s3._log import PURGING, RunLogs, Vanished
 from stroma_s3._view import View, with_input
 
 _ABOUT: Final = "listing runs"
@@ -95,7 +95,7 @@ class Listing:
         run = found.run
         if is_held(run.owner, run.lease_expires_at, self._bucket.clock.now()):
             return False
-        if not self._logs.fence(found.view, f"a purge by {describe_worker()}", _FENCE_SECONDS):
+        if not self._logs.fence(found.view, PURGING + describe_worker(), _FENCE_SECONDS):
             return False
         self._logs.delete(run.run_id, is_fenced=True)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -26,6 +27,12 @@ from stroma_s3._views import Views
 
 _TRIES: Final = 20
 """How often an operation begins anew because others changed the run under it."""
+
+PURGING: Final = "a purge by "
+"""How the holder of a run begins that is being purged."""
+
+_PURGED_AGAIN_SECONDS: Final = 0.1
+"""After which time a claim looks again whether a purge has come to its end."""
 
 
 class Vanished(Exception):
@@ -56,7 +63,7 @@ class RunLogs:
         deleted it meanwhile.
         """
         self._views.forget(request.run_id)
-        for _ in range(_TRIES):
+        for number in range(1, _TRIES + 1):
             new = request.new
             head = self._head(request.run_id) if new is None else self._created(request, new)
             if isinstance(head, OpenedRun):
@@ -67,7 +74,7 @@ class RunLogs:
                     return None
                 continue
             with suppress(Vanished):
-                opened = self._claim(view, request)
+                opened = self._claim(view, request, is_patient=number < _TRIES)
                 if opened is not None:
                     return opened
         raise _too_busy(request.run_id)
@@ -85,13 +92,18 @@ class RunLogs:
         self._views.keep(View(head))
         return OpenedRun(run, (), None, True, True)
 
-    def _claim(self, view: View, request: OpenRequest) -> OpenedRun | None:
-        """Claim a run that was read; None if it was deleted meanwhile."""
+    def _claim(self, view: View, request: OpenRequest, *, is_patient: bool) -> OpenedRun | None:
+        """Claim a run that was read; None if it was deleted meanwhile, or is being purged."""
         while not view.is_deleted:
             run, now = view.run, self._bucket.clock.now()
             if is_closed_book(run, request):
                 return self._opened(view)
             if run.owner != request.token and is_held(run.owner, run.lease_expires_at, now):
+                if not self._is_current(view):
+                    return None  # its log was removed while it was read: it showed an older state
+                if is_patient and run.holder.startswith(PURGING):
+                    time.sleep(_PURGED_AGAIN_SECONDS)
+                    return None
                 raise locked(run, now)
             opened = self._opened(view)  # a payload that is gone is noticed before the claim
             mine = claimed(run, request, now)

@@ -9,6 +9,7 @@ does. In turn they are as in S3.
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 import threading
@@ -16,7 +17,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from moto.moto_server.werkzeug_app import (
-    DomainDispatcherApplication,
     MotoRequestHandler,
     create_backend_app,
 )
@@ -44,8 +44,17 @@ class InTurn:
                     answer.close()
 
 
+class KeepsConnections(MotoRequestHandler):
+    """Like S3, it keeps connections open; and it prints nothing."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
 if __name__ == "__main__":
-    app = InTurn(DomainDispatcherApplication(create_backend_app))
-    run_simple(
-        "127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler
-    )
+    app = InTurn(create_backend_app("s3"))
+    gc.freeze()
+    run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=KeepsConnections)

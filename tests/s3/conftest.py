@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stroma_s3 import S3Store
-from tests.s3.support import new_bucket
+from tests.s3.support import known_bucket
 from tests.servers.s3 import S3Server, moto
 
 
@@ -18,7 +18,7 @@ def server() -> S3Server:
 @pytest.fixture
 def bucket(server: S3Server) -> str:
     """A bucket of this test's own, so that prefixes and listings can be looked at."""
-    return new_bucket(server)
+    return known_bucket(server)
 
 
 @pytest.fixture

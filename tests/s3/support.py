@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import functools
 import itertools
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +27,14 @@ from stroma.records import (
     unique_id,
 )
 from stroma_s3 import S3Store
+from stroma_s3._client import Conditional
+from stroma_s3._documents import FORMAT
+from stroma_s3._keys import Keys
 from tests.servers.s3 import S3Server
 
 DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
+
+MARKER = Keys("").marker
 
 _numbers = itertools.count()
 
@@ -32,19 +42,60 @@ _numbers = itertools.count()
 def new_bucket(server: S3Server) -> str:
     """Create an empty bucket."""
     name = f"stroma-{os.getpid()}-{next(_numbers)}"
-    client = server.client()
-    client.create_bucket(Bucket=name)
-    client.close()
+    _client(server).create_bucket(Bucket=name)
     return name
+
+
+def known_bucket(server: S3Server) -> str:
+    """Create a bucket in which it is written down what its server makes of conditional writes.
+
+    The store finds that out with some dozens of requests, which each test would wait for.
+    """
+    bucket = new_bucket(server)
+    vouch(server, bucket)
+    return bucket
+
+
+def vouch(server: S3Server, bucket: str, *urls: str) -> None:
+    """Write down that conditional writes are atomic at a server, if a store once found them so.
+
+    Args:
+        server: the bucket's.
+        bucket: where to write it.
+        urls: other addresses of this server.
+    """
+    if verdict_on(server) is Conditional.ATOMIC:
+        members = {"format": FORMAT, "atomic_at": [server.url, *urls]}
+        _client(server).put_object(Bucket=bucket, Key=MARKER, Body=json.dumps(members).encode())
+
+
+@functools.cache
+def verdict_on(server: S3Server) -> Conditional:
+    """Return what a store finds out about a server; it is asked once."""
+    store = S3Store(new_bucket(server), **server.options())
+
+    async def asked() -> Conditional:
+        await store.setup()
+        found = store._here().services().bucket.conditional
+        await store.aclose()
+        return found
+
+    with ThreadPoolExecutor(1) as beside_the_tests_loop:
+        return beside_the_tests_loop.submit(asyncio.run, asked()).result()
+
+
+@functools.cache
+def _client(server: S3Server) -> Any:
+    client = server.client()
+    atexit.register(client.close)
+    return client
 
 
 def keys_in(server: S3Server, bucket: str, prefix: str = "") -> list[str]:
     """Return the keys of all objects, but not of what `setup` wrote down."""
-    client = server.client()
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    pages = _client(server).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     found: list[Any] = [each["Key"] for page in pages for each in page.get("Contents", ())]
-    client.close()
-    return [key for key in found if not key.endswith("stroma-s3.json")]
+    return [key for key in found if not key.endswith(MARKER)]
 
 
 def request(

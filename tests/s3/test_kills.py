@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import functools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from tests.s3.conftest import close
 from tests.s3.support import DONE, commit, events_of, record, request
 from tests.servers.s3 import S3Server
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.slow]
 Make = Callable[..., S3Store]
 
 OPERATIONS = ("create", "commit", "end", "takeover", "renew", "release", "delete", "purge")
@@ -32,7 +32,7 @@ async def prepare(store: S3Store, operation: str) -> None:
     await store.open_run(request(lease_seconds=0.2 if operation == "takeover" else 60.0))
     await store.commit_many([commit(record("a"))])
     if operation == "takeover":
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.3)  # a new process knows the server's time to a second only
     if operation == "purge":
         await store.release("run", "alice")
 
@@ -115,14 +115,21 @@ def killed_at(server: S3Server, bucket: str, operation: str, number: int, is_sen
         "number": number,
         "is_sent": is_sent,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.s3.test_kills", json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
-    return done.returncode != 0
+    process = _processes().Process(target=child, args=(settings,))
+    process.start()
+    process.join()
+    code = process.exitcode
+    process.close()
+    assert code in {0, -signal.SIGKILL}, "the process failed; what it printed says why"
+    return code != 0
+
+
+@functools.cache
+def _processes() -> ForkServerContext:
+    """Return what starts processes that have imported the store already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["boto3", "tests.s3.test_kills"])
+    return context
 
 
 @pytest.mark.timeout(300)
@@ -162,7 +169,3 @@ async def goes_on(store: S3Store) -> None:
     assert ended is not None
     assert ended.last is not None
     assert ended.last.header.path == "last"
-
-
-if __name__ == "__main__":
-    child(json.loads(sys.argv[1]))

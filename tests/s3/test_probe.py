@@ -28,6 +28,12 @@ Make = Callable[..., S3Store]
 
 
 @pytest.fixture
+def bucket(server: S3Server) -> str:
+    """A bucket that no store has used: nothing is known of its server."""
+    return new_bucket(server)
+
+
+@pytest.fixture
 def on_swift() -> Iterator[S3Store]:
     server = swift()
     store = S3Store(new_bucket(server), **server.options())

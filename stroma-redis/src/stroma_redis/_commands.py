@@ -206,7 +206,9 @@ class Operations:
         commands = [self._commit(commits[i]) for i in sent]
         answers = yield from _ask((*commands, *self._listings(commits, sent)), is_write=True)
         for i, answer in zip(sent, answers, strict=False):
-            outcomes[i] = None if answer == 1 else self._refusal(commits[i], answer)
+            if answer != 1:
+                self._prolonged_at.pop(commits[i].run_id, None)
+                outcomes[i] = self._refusal(commits[i], answer)
         return outcomes
 
     def lone_record(self, commits: Sequence[Commit]) -> Request | None:
@@ -225,6 +227,7 @@ class Operations:
 
     def lone_refusal(self, commit: Commit, answer: Reply) -> StoreError | None:
         """Return why a lone record was not added; None if the server has forgotten the script."""
+        self._prolonged_at.pop(commit.run_id, None)
         return None if _is_unknown_script(answer) else self._refusal(commit, answer)
 
     def _add(self, run_id: str, token: str, record: CheckpointRecord) -> Args:

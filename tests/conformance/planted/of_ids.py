@@ -73,8 +73,8 @@ IDS = (
         (
             Edit(
                 "states.py",
-                """self._run(run_id) / f"node-{quote(node_id, safe='')}.json\"""",
-                """self._folder / f"{quote(f'{run_id}:{node_id}', safe='')}.json\"""",
+                """self._run(run_id) / f"node-{name_of(node_id)}.json\"""",
+                """self._folder / f"{name_of(f'{run_id}:{node_id}')}.json\"""",
             ),
         ),
         ("test_run_and_node_ids_are_not_joined",),

@@ -399,10 +399,9 @@ COMMITS = (
             ),
             Edit(
                 "states.py",
-                "        document = json.loads(file.read_text())\n"
-                '        return _resolve_schema(document["schema"])'
-                '.model_validate(document["state"])',
-                "        import pickle\n        return pickle.loads(file.read_bytes())",
+                "            document = json.loads(self._file(run_id, node_id).read_text())\n",
+                "            import pickle\n"
+                "            return pickle.loads(self._file(run_id, node_id).read_bytes())\n",
             ),
         ),
         ("test_nothing_is_unpickled",),

@@ -3,46 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from pydantic import BaseModel
 
 from stroma.testing import StoreConformance, StoreSubject
-from tests.conformance.outages import file_instead_of
-
-SAMPLE = Path(__file__).parents[1] / "plugins/stroma-sample-dir/src/stroma_sample_dir/store.py"
-
-
-def _sample() -> ModuleType:
-    """Load the sample's module from its folder, whether it is installed or not."""
-    spec = importlib.util.spec_from_file_location("stroma_sample_dir_store", SAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-make_dir_store: Callable[[Path], object] = _sample().DirStore
-
-
-class TestDirStore(StoreConformance):
-    """The sample plugin's store: sync, in files."""
-
-    kill_points = 12
-
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> StoreSubject:
-        folder = tmp_path / "folder"
-        return StoreSubject(
-            make=lambda: make_dir_store(folder), outage=lambda: file_instead_of(folder)
-        )
 
 
 class DictStore:

@@ -20,6 +20,7 @@ PLUGIN_DISTRIBUTIONS: Final = {
 STORE_NAMES: Final = {
     "redis": "redis",
     "rediss": "redis",
+    "redis+unix": "redis",
     "postgres": "postgres",
     "postgresql": "postgres",
     "s3": "s3",

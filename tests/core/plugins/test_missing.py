@@ -24,6 +24,7 @@ def _no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("redis", "stroma-redis"),
         ("rediss", "stroma-redis"),
+        ("redis+unix", "stroma-redis"),
         ("postgres", "stroma-postgres"),
         ("postgresql", "stroma-postgres"),
         ("s3", "stroma-s3"),

@@ -11,7 +11,7 @@ from stroma.testing._values import record, request
 from stroma_postgres import PostgresStore
 from tests.servers.postgres import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 def subject_of(server: Server, schema: str) -> StoreSubject:

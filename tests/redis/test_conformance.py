@@ -10,7 +10,7 @@ from stroma.testing import StoreConformance, StoreSubject
 from stroma_redis import RedisStore, SyncRedisStore
 from tests.servers.redis import Address
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 def subject_of(kind: Callable[..., object], server: Address, prefix: str) -> StoreSubject:

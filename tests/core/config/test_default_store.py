@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stroma import AsyncInMemoryStore
+from stroma import AsyncInMemoryStore, plugins
 from stroma.config import StoreChoice, default_store_spec, open_default_store
 from stroma.errors import ConfigError, MissingPlugin
+from stroma.plugins import PluginSet
 
 PYPROJECT = '[project]\nname = "app"\n[tool.stroma]\nstore = "sqlite:///pyproject.db"\n'
 
@@ -113,7 +114,10 @@ def test_mistakes_name_the_file_and_the_key(
         open_default_store({}, tmp_path)
 
 
-def test_mistakes_in_the_variable_name_it_and_hide_passwords(tmp_path: Path) -> None:
+def test_mistakes_in_the_variable_name_it_and_hide_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "_installed", PluginSet())
     with pytest.raises(MissingPlugin, match=r"^STROMA_STORE: store 'redis' needs a plugin"):
         open_default_store({"STROMA_STORE": "redis://h"}, tmp_path)
     with pytest.raises(ConfigError, match=r"^STROMA_STORE: .*sqlite://:[*]{3}@h") as caught:

@@ -183,7 +183,7 @@ def floors(session: nox.Session) -> list[str]:
 
 def clean_environment(session: nox.Session) -> str:
     """Return the interpreter of a new environment that has pip and nothing else."""
-    folder = Path(session.create_tmp(), "clean")
+    folder = Path(session.create_tmp(), "clean").absolute()
     make = (sys.executable, "-m", "virtualenv", "--quiet", "--clear")
     session.run(*make, "--python", f"{session.bin}/python", str(folder), external=True)
     return str(folder / "bin" / "python")
@@ -192,7 +192,7 @@ def clean_environment(session: nox.Session) -> str:
 def run_own_tests(session: nox.Session, python: str, project: Path) -> None:
     """Run the tests of a sample plugin as its author would: installed, and nowhere near ours."""
     if Path(project, "tests").is_dir():
-        folder = Path(session.create_tmp(), project.name)
+        folder = Path(session.create_tmp(), project.name).resolve()
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(Path(project, "tests"), folder)
         with session.chdir(folder):

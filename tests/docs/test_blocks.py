@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT, RUN, blocks_of, matches, name_of, outputs_of,
 from tests.docs.servers import servers_of, variables_for
 
 PLAY = Path(__file__).with_name("play.py")
-NOT_RUN_AT_MOST = 6
+NOT_RUN_AT_MOST = 10
 KNOWN_LANGUAGES = {*RUN, "text", "toml"}
 
 each_page = pytest.mark.parametrize("page", pages(), ids=name_of)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from stroma.config import open_store
 from stroma.errors import ConfigError
 from stroma.registry import StoreRegistry
 from stroma_postgres import PostgresOptions, PostgresStore, migrations_sql
@@ -97,6 +100,60 @@ class TestOptions:
     def test_unknown_options_are_refused(self) -> None:
         with pytest.raises(ValueError, match="extra"):
             PostgresOptions.model_validate({"dsn": DSN, "shema": "x"})
+
+
+READABLE = (
+    DSN,
+    "",
+    "postgres://localhost",
+    "postgresql:///app?host=/run/postgresql&port=5433",
+    "postgresql://app@/app",
+    "postgresql://app:p:s3cret@[::1]:5432/app?sslmode=require",
+    "postgresql://app@one:5432,two,[::1]:7/app?target_session_attrs=primary",
+    "postgresql://app%40x:p%40%2F%23%3F%5B@%2Frun%2Fpostgresql/app",
+)
+
+# Each has parts of a password where a driver looks for something else.
+UNREADABLE = (
+    "postgresql://app:p:ssw0rd/x@127.0.0.1:17432/app",
+    "postgresql://app:1/ssw0rd@127.0.0.1/app",
+    "postgresql://admin:ssw0rd?x@127.0.0.1/app",
+    "postgresql://admin:1?x=ssw0rd@127.0.0.1/app",
+    "postgresql://admin:ssw0rd#x@127.0.0.1/app",
+    "postgresql://admin:x@127.0.0.1/app#ssw0rd",
+    "postgresql://admin:x[ssw0rd@127.0.0.1/app",
+    "postgresql://admin:x@ssw0rd@127.0.0.1/app",
+    "postgresql://admin:x ssw0rd@127.0.0.1/app",
+    "postgresql://admin:x@[ssw0rd/app",
+    "postgresql://admin:x@host:ssw0rd/app",
+    "postgresql://admin:x@host:70000/ssw0rd",
+    "postgresql://admin:x@one,/ssw0rd",
+    "postgresql://host/app?port=ssw0rd",
+    "postgresql://host/app?ssw0rd",
+    "postgresql://host/app?password=x;ssw0rd",
+    "mysql://admin:ssw0rd@host/app",
+    "host=localhost password=ssw0rd",
+    "localhost/ssw0rd",
+)
+
+
+class TestUrls:
+    @pytest.mark.parametrize("dsn", READABLE)
+    def test_what_the_driver_reads(self, dsn: str) -> None:
+        assert "s3cret" not in repr(PostgresStore(dsn))
+
+    @pytest.mark.parametrize("dsn", UNREADABLE)
+    def test_what_it_would_misread_is_refused_at_once_and_not_repeated(self, dsn: str) -> None:
+        for refuse in (
+            lambda: PostgresStore(dsn),
+            lambda: open_store("postgres", {"dsn": dsn}),
+            lambda: PostgresOptions(dsn=dsn),
+        ):
+            with pytest.raises((ConfigError, ValidationError)) as refused:
+                refuse()
+            said = "".join(traceback.format_exception(refused.value, chain=True, limit=0))
+            assert "ssw0rd" not in said
+            assert "percent-encoded" in said or "begin with postgresql://" in said
 
 
 class TestSecrets:

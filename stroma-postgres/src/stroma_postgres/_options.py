@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -16,6 +17,13 @@ MAX_PREFIX_BYTES: Final = 40
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES: Final = 63
+
+_SCHEMES: Final = ("postgresql", "postgres")
+_HOST: Final = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]+)(?::(.*))?")
+_ENCODE: Final = (
+    "it cannot be read: write postgresql://user:password@host:5432/database, with every special "
+    "character of the password percent-encoded"
+)
 
 _SET_BY_THE_STORE: Final = (
     "dsn",
@@ -35,8 +43,8 @@ class PostgresOptions(BaseModel):
 
     Attributes:
         dsn: where the database is, as libpq and asyncpg read it, with ``sslmode``,
-            ``sslrootcert``, ``sslcert`` and ``sslkey`` if need be. It may hold a password, and
-            is not printed.
+            ``sslrootcert``, ``sslcert`` and ``sslkey`` if need be. It may hold a password, whose
+            special characters are percent-encoded, and is not printed.
         schema: the PostgreSQL schema that holds the tables.
         table_prefix: begins the names of tables and functions.
         max_connections: connections of one event loop at most; runs share them.
@@ -51,7 +59,11 @@ class PostgresOptions(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
     )
 
     dsn: str = Field(repr=False)
@@ -65,6 +77,13 @@ class PostgresOptions(BaseModel):
     statement_cache_size: int | None = Field(default=None, ge=0, le=10_000)
     migrate: bool = True
     connect_options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+
+    @field_validator("dsn")
+    @classmethod
+    def _check_dsn(cls, value: str) -> str:
+        if value:  # without one, the driver looks at PGHOST and the like
+            _check_url(value)
+        return value
 
     @field_validator("schema_name")
     @classmethod
@@ -83,6 +102,46 @@ class PostgresOptions(BaseModel):
             if name in value:
                 raise ValueError(f"{name} is set by the store: leave it out")
         return value
+
+
+def _check_url(dsn: str) -> None:
+    """Refuse what the driver would misread; what is wrong is said without repeating it.
+
+    A special character in a password moves the parts of the URL, and the driver's messages then
+    quote pieces of the password as a port, a path or a setting.
+    """
+    if not dsn.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
+        raise ValueError("it must begin with postgresql:// or postgres://")
+    try:
+        parts = urlsplit(dsn)
+        settings = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+    except ValueError:
+        raise ValueError(_ENCODE) from None
+    _, at, hosts = parts.netloc.rpartition("@")
+    ports = settings.get("port", "").split(",")
+    if (
+        "#" in dsn
+        or dsn.count("@") != len(at)  # one that is not before the host is in the wrong part
+        or re.search(r"[\s\[\]]", dsn.rpartition("@")[0])
+        or not all(map(_is_place, hosts.split(",")) if hosts else ())
+        or not all(each == "" or _is_port(each) for each in ports)
+        or _is_shown_in_part(parts.query)
+    ):
+        raise ValueError(_ENCODE)
+
+
+def _is_place(host: str) -> bool:
+    match = _HOST.fullmatch(host)
+    return match is not None and (not match[1] or _is_port(match[1]))
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65_536
+
+
+def _is_shown_in_part(query: str) -> bool:
+    """Say whether `mask_passwords` would take the end of a password for something else."""
+    return "password" in query.lower() and re.search(r"[;'\"\s]", query) is not None
 
 
 def check_identifier(value: str, option: str, max_bytes: int = MAX_PREFIX_BYTES) -> str:

@@ -88,8 +88,9 @@ class TestWithoutRights:
         try:
             with pytest.raises(StoreUnusable, match="python -m stroma_postgres sql"):
                 await self.use_as(role, server, schema, migrate=False)
-            with pytest.raises(StoreUnusable, match="permission denied"):
+            with pytest.raises(StoreUnusable, match="permission denied") as refused:
                 await self.use_as(role, server, schema, migrate=True)
+            assert f"sql --schema {schema} --grant-to ROLE`" in str(refused.value)
             await admin.execute(printed_sql("--schema", schema, "--grant-to", role))
             await self.use_as(role, server, schema, migrate=False)
             await self.use_as(role, server, schema, migrate=True)

@@ -10,7 +10,7 @@ import asyncpg
 
 from stroma.checkpoint import Durability
 from stroma.config import mask_passwords
-from stroma.errors import StoreUnusable
+from stroma.errors import StoreError, StoreUnusable
 from stroma.per_loop import PerLoop
 from stroma_postgres._errors import (
     connect_error,
@@ -132,7 +132,7 @@ class Client:
                     self._is_set_up = False  # the next operation makes them, or says what to do
                 maybe_done = maybe_done or (is_write and is_unanswered(exc))
                 if is_last or not is_loss(exc):
-                    error = operation_error(exc, self.address, what, is_lost_write=maybe_done)
+                    error = self._error(exc, what, is_lost_write=maybe_done)
                     raise error from error.__cause__
                 # The server restarted, or ended an idle connection: the others are gone, too.
                 lender.expire()
@@ -145,10 +145,13 @@ class Client:
         try:
             return await lender.acquire()
         except Exception as exc:
-            error = connect_error(exc, self.address)
+            error = connect_error(exc, self.address, self._names)
             if maybe_done:
-                error = operation_error(exc, self.address, what, is_lost_write=True)
+                error = self._error(exc, what, is_lost_write=True)
             raise error from error.__cause__
+
+    def _error(self, exc: Exception, what: str, *, is_lost_write: bool) -> StoreError:
+        return operation_error(exc, self.address, self._names, what, is_lost_write=is_lost_write)
 
     def _lender(self) -> Lender:
         if self._borrowed is not None:
@@ -192,7 +195,7 @@ class Client:
             try:
                 await self._look_and_migrate()
             except Exception as exc:
-                error = operation_error(exc, self.address, "setup", is_lost_write=False)
+                error = self._error(exc, "setup", is_lost_write=False)
                 raise error from error.__cause__
             self._is_set_up = True
 
@@ -209,7 +212,7 @@ class Client:
         try:
             own = await self._connect_with(0)
         except Exception as exc:
-            error = connect_error(exc, self.address)
+            error = connect_error(exc, self.address, self._names)
             raise error from error.__cause__
         try:
             await self._prepare(own)

@@ -15,6 +15,7 @@ from stroma.errors import (
     StoreUnavailable,
     StoreUnusable,
 )
+from stroma_postgres._names import Names
 
 _Kind = type[StoreError]
 
@@ -34,7 +35,7 @@ _BY_CLASS: Final[dict[str, _Kind]] = {
 }
 _SETUP_HINT: Final = (
     "call setup() with a role that may create tables, or have the SQL run that "
-    "`python -m stroma_postgres sql` prints"
+    "`{sql_command}` prints"
 )
 _POOLER_HINT: Final = (
     "a pooler in between keeps no prepared statements: set statement_cache_size=0 on the store, "
@@ -47,7 +48,7 @@ _HINTS: Final = {
     "28P01": "look at the password",
     "3D000": "create the database, or look at its name",
     "3F000": _SETUP_HINT,
-    "42501": "grant the role what it needs: `python -m stroma_postgres sql --grant-to ROLE`",
+    "42501": "grant the role what it needs: `{sql_command} --grant-to ROLE`",
     "42883": _SETUP_HINT,
     "42P01": _SETUP_HINT,
     "42P05": _POOLER_HINT,
@@ -58,7 +59,7 @@ _LOSSES: Final = frozenset({"57P01", "57P02", "57P03", "57P05"})
 """The server ends the session: shutdown, crash, starting up, idle for too long."""
 
 
-def connect_error(exc: Exception, address: str) -> StoreError:
+def connect_error(exc: Exception, address: str, names: Names) -> StoreError:
     """Return what it means that no connection could be had: nothing was sent."""
     if isinstance(exc, StoreError):
         return exc
@@ -68,24 +69,28 @@ def connect_error(exc: Exception, address: str) -> StoreError:
         kind = StoreUnusable  # an option that the driver refuses
     else:
         kind = StoreUnavailable
-    return _made(kind, f"no connection to PostgreSQL at {address}", exc)
+    return _made(kind, f"no connection to PostgreSQL at {address}", exc, names)
 
 
-def operation_error(exc: Exception, address: str, what: str, *, is_lost_write: bool) -> StoreError:
+def operation_error(
+    exc: Exception, address: str, names: Names, what: str, *, is_lost_write: bool
+) -> StoreError:
     """Return what it means that an operation failed.
 
     Args:
         exc: what the driver raised.
         address: of the server.
+        names: of the store's tables.
         what: was done, to which run.
         is_lost_write: a write may have been done, and the answer is lost.
     """
     if is_lost_write:
         lost = f"{what}: PostgreSQL at {address} did not answer, and may have done it"
-        return _made(OutcomeUnknown, lost, exc)
+        return _made(OutcomeUnknown, lost, exc, names)
     if isinstance(exc, StoreError):
         return exc
-    return _made(_kind_of(exc), f"{what}: PostgreSQL at {address} could not do it", exc)
+    refused = f"{what}: PostgreSQL at {address} could not do it"
+    return _made(_kind_of(exc), refused, exc, names)
 
 
 def _kind_of(exc: Exception) -> _Kind:
@@ -137,9 +142,9 @@ def _state(exc: BaseException) -> str:
     return getattr(exc, "sqlstate", None) or ""
 
 
-def _made(kind: _Kind, what: str, exc: Exception) -> StoreError:
+def _made(kind: _Kind, what: str, exc: Exception, names: Names) -> StoreError:
     detail = mask_passwords(f"{type(exc).__name__}: {exc}".removesuffix(": "))
-    hint = _HINTS.get(_state(exc))
+    hint = _HINTS.get(_state(exc), "").format(sql_command=names.sql_command)
     error = kind(f"{what} ({detail})" + (f"; {hint}" if hint else ""))
     # A cause is printed with the error; one that holds a password is left out.
     error.__cause__ = exc if mask_passwords(repr(exc)) == repr(exc) else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from stroma_postgres._options import MAX_PREFIX_BYTES, check_identifier
+
+DEFAULT_SCHEMA: Final = "public"
+DEFAULT_PREFIX: Final = "stroma_"
 
 
 class Names(NamedTuple):
@@ -21,6 +24,16 @@ class Names(NamedTuple):
     def of(self, name: str) -> str:
         """Return the qualified and quoted name of something."""
         return f'"{self.schema}"."{self.prefix}{name}"'
+
+    @property
+    def sql_command(self) -> str:
+        """The command that prints the SQL of these tables."""
+        command = "python -m stroma_postgres sql"
+        if self.schema != DEFAULT_SCHEMA:
+            command += f" --schema {self.schema}"
+        if self.prefix != DEFAULT_PREFIX:
+            command += f" --table-prefix {self.prefix}"
+        return command
 
     @property
     def runs(self) -> str:

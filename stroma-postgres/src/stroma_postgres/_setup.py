@@ -130,16 +130,10 @@ async def _check_version(connection: Connection, sql: Statements, names: Names) 
 
 def _missing(names: Names, version: int) -> str:
     what = ", ".join(str(each.version) for each in _after(version))
-    arguments = ""
-    if names.schema != "public":
-        arguments += f" --schema {names.schema}"
-    if names.prefix != "stroma_":
-        arguments += f" --table-prefix {names.prefix}"
     found = f"have version {version}" if version else "are not there"
     return (
         f"the tables {names.schema}.{names.prefix}* {found}, migration {what} is missing, and "
-        "migrate is False: have the SQL run that "
-        f"`python -m stroma_postgres sql{arguments}` prints"
+        f"migrate is False: have the SQL run that `{names.sql_command}` prints"
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from stroma.config import open_store
 from stroma.errors import ConfigError, StoreUnusable
@@ -40,6 +41,10 @@ def test_a_url_names_bucket_prefix_and_options() -> None:
     [
         ("s3:///prefix", "bucket is missing"),
         ("s3://key:secret@bucket", "credentials do not go into the URL"),
+        ("s3://key:se/cret@bucket", "credentials do not go into the URL"),
+        ("s3://bucket?access_key_id=a&region=b", "credentials do not go into the URL"),
+        ("s3://bucket?secret_access_key=hush", "credentials do not go into the URL"),
+        ("s3://bucket?session_token=hush", "credentials do not go into the URL"),
         ("s3://bucket?prefix=a", "before the question mark"),
     ],
 )
@@ -65,6 +70,18 @@ def test_a_url_that_cannot_be_one(url: str, message: str) -> None:
 def test_a_wrong_option_is_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         S3Store("bucket", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["http://app:hush@host:9000", "http://app:hu/hush@host"])
+def test_credentials_of_an_endpoint_are_refused_and_not_repeated(url: str) -> None:
+    for refuse in (
+        lambda: S3Store("bucket", endpoint_url=url),
+        lambda: S3Options(bucket="bucket", endpoint_url=url),
+    ):
+        with pytest.raises((ConfigError, ValidationError), match="endpoint_url") as refused:
+            refuse()
+        assert "it holds credentials" in str(refused.value)
+        assert "hush" not in f"{refused.value!r} {refused.value.__cause__!r}"
 
 
 def test_a_client_brings_its_own_settings() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 MAX_PUT_BYTES: Final = 5 * 1024**3
 """The largest object of one PUT: Amazon S3 User Guide, "Uploading objects"."""
@@ -43,7 +43,7 @@ class S3Options(BaseModel):
         max_payload_bytes: the largest payload of one record.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     bucket: str = Field(min_length=1, max_length=255)
     prefix: str = ""
@@ -64,6 +64,17 @@ class S3Options(BaseModel):
     max_attempts: int = Field(default=3, ge=1, le=10)
     max_connections: int = Field(default=32, ge=2, le=1000)
     max_payload_bytes: int = Field(default=DEFAULT_PAYLOAD_BYTES, ge=1, le=MAX_PAYLOAD_BYTES)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        # Such a server takes signed requests, not a user and a password; and it is printed.
+        if value is not None and "@" in value:
+            raise ValueError(
+                "it holds credentials: leave them to boto3, or give access_key_id and "
+                "secret_access_key"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_what_goes_together(self) -> S3Options:

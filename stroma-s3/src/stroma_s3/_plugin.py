@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stroma_s3.store import S3Store
 
 STROMA_API = 1
+_CREDENTIALS = {"access_key_id", "secret_access_key", "session_token"}
 
 
 class S3Factory:
@@ -31,12 +32,12 @@ class S3Factory:
         parts = urlsplit(url)
         if not parts.netloc:
             raise ValueError("a bucket is missing, as in s3://bucket/prefix")
-        if "@" in parts.netloc:
+        options: dict[str, object] = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if {"@", ":"} & set(parts.netloc) or _CREDENTIALS & options.keys():
             raise ValueError(
                 "credentials do not go into the URL: leave them to boto3, or give the options "
                 "access_key_id and secret_access_key"
             )
-        options: dict[str, object] = dict(parse_qsl(parts.query, keep_blank_values=True))
         for name in ("bucket", "prefix"):
             if name in options:
                 raise ValueError(f"the {name} stands before the question mark")

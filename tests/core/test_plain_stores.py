@@ -385,3 +385,27 @@ async def test_closing_closes_what_can_be_closed() -> None:
     for store in (SyncPlain(), Closing(), AsyncClosing()):
         await CheckpointManager(store).aclose()
     assert closed == ["close", "aclose"]
+
+
+async def test_a_save_that_outlives_the_failure_of_a_sibling_is_no_unsaved_output() -> None:
+    saving, failing = asyncio.Event(), asyncio.Event()
+
+    class Slow(AsyncPlain):
+        async def save(self, run_id: str, node_id: str, state: BaseModel) -> None:
+            saving.set()
+            await failing.wait()
+            await asyncio.sleep(0)
+            await super().save(run_id, node_id, state)
+
+    @node(id="failing", input=Number, output=Number)
+    async def fails(state: Number) -> Number:
+        await saving.wait()
+        failing.set()
+        raise TypeError("bug")
+
+    nodes = [parallel(Calls().node("a"), fails)]
+    store = Slow()
+    result = await make_runner(store).run(nodes, Number(), run_id="r")
+    assert result.status is RunStatus.FAILED
+    assert store.inner.saved == ["a"]
+    assert result.unsaved == {}

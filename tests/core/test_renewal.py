@@ -13,8 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from stroma import InMemoryStore, RunLocked, RunStatus, StaleOwner, StoreUnavailable, node, parallel
+from stroma import (
+    InMemoryStore,
+    RunLocked,
+    RunStatus,
+    StaleOwner,
+    StoreUnavailable,
+    fan_out,
+    node,
+    parallel,
+)
+from stroma.checkpoint import Capabilities, Durability
 from stroma.renewal import RENEWER
 from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored_run
 from tests.core.stores.support import in_child
@@ -128,6 +139,78 @@ async def test_what_the_lost_worker_paid_for_is_in_the_error() -> None:
     with pytest.raises(StaleOwner) as lost:
         await worker(store).run([a], Number(), run_id="r")
     assert lost.value.unsaved == {"a": Number(value=7)}
+
+
+class LostDuringSave(FaultyStore):
+    """Its run is taken over while a result is saved, and the worker learns it meanwhile.
+
+    Args:
+        groups_commits: no batcher stands in front, so that the save itself is cancelled.
+        is_stored: the result is written before the run is taken over.
+    """
+
+    run: asyncio.Task[Any]
+
+    def __init__(self, *, groups_commits: bool, is_stored: bool = False) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(Durability.FSYNC, groups_commits=groups_commits)
+        self._is_stored = is_stored
+
+    async def commit_many(self, commits: Any) -> Any:
+        answer = self.inner.commit_many(commits) if self._is_stored else None
+        taken_over(self)
+        await until(lambda: self.run.cancelling() > 0)
+        return answer or self.inner.commit_many(commits)
+
+
+def plain(node_id: str) -> Any:
+    @node(id=node_id, input=Number, output=Number)
+    async def body(state: Number) -> Number:
+        return Number(value=7)
+
+    return body
+
+
+class Numbers(BaseModel):
+    items: list[Number] = []
+    done: list[Number] = []
+
+
+SEQUENCE = ([plain("a"), plain("last")], Number(), ["a"])
+SIDE_BY_SIDE = ([parallel(plain("a"), plain("b")), plain("last")], Number(), ["a", "b"])
+ITEMS = (
+    [fan_out(plain("a"), over="items", into="done", input=Numbers)],
+    Numbers(items=[Number(), Number()]),
+    ["a[0]", "a[1]"],
+)
+
+
+async def lost_during_save(store: LostDuringSave, shape: Any) -> StaleOwner:
+    nodes, given, _ = shape
+    store.run = asyncio.create_task(worker(store).run(nodes, given, run_id="r"))
+    with pytest.raises(StaleOwner) as lost:
+        await store.run
+    assert store.run.cancelling() == 0
+    return lost.value
+
+
+@pytest.mark.parametrize("groups_commits", [True, False])
+@pytest.mark.parametrize("shape", [SEQUENCE, SIDE_BY_SIDE, ITEMS])
+async def test_an_output_whose_save_was_cut_is_in_the_error(
+    shape: Any, groups_commits: bool
+) -> None:
+    lost = await lost_during_save(LostDuringSave(groups_commits=groups_commits), shape)
+    assert lost.unsaved == {path: Number(value=7) for path in shape[2]}
+    assert lost.in_doubt == ()
+
+
+@pytest.mark.parametrize("groups_commits", [True, False])
+async def test_an_output_whose_cut_save_was_stored_is_not_in_the_error(
+    groups_commits: bool,
+) -> None:
+    store = LostDuringSave(groups_commits=groups_commits, is_stored=True)
+    lost = await lost_during_save(store, SEQUENCE)
+    assert lost.unsaved == {}
 
 
 async def test_the_callers_own_cancellation_wins() -> None:

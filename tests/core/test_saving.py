@@ -218,6 +218,33 @@ async def test_an_output_that_the_last_commit_of_the_run_saved_is_not_called_uns
     assert (second.status, second.skipped, calls["a"]) == (RunStatus.RESUMED, ("a",), 1)
 
 
+async def test_an_output_whose_cut_save_a_siblings_record_took_along_is_not_called_unsaved(
+    calls: Calls,
+) -> None:
+    saving = asyncio.Event()
+
+    class Slow(FaultyStore):
+        async def commit_many(self, commits: Any) -> Any:
+            if any(header.path == "a" for header, _ in commits[0].records):
+                saving.set()
+            return await super().commit_many(commits)
+
+    @node(id="paying", input=Number, output=Number)
+    async def paying(state: Number) -> Number:
+        report_usage(input_tokens=5)
+        await asyncio.sleep(60)
+        return state
+
+    @node(id="failing", input=Number, output=Number)
+    async def failing(state: Number) -> Number:
+        await saving.wait()
+        raise TypeError("bug")
+
+    nodes = [parallel(calls.node("a"), paying, failing)]
+    result = await make_runner(Slow()).run(nodes, Number(), run_id="r")
+    assert (result.status, result.unsaved) == (RunStatus.FAILED, {})
+
+
 async def test_an_output_that_is_too_large_fails_the_run_and_is_kept(
     tmp_path: Any, calls: Calls
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, MutableMapping
 from typing import NamedTuple
 
@@ -69,7 +70,8 @@ class RunAccount:
         state: the last state of the sequence that is recorded.
         usage: what each node used, over all starts, by node id.
         in_doubt: attempts of this start that may have been billed without an answer.
-        unsaved: outputs that the store would not take, by path.
+        unsaved: outputs that the store would not take, by path, or whose save was cut.
+        has_cut_saves: some of those may be stored, since the save was cut.
         skipped: ids of the nodes whose recorded results were used, in order.
         ended: how the run ends by its last result, once that is there.
     """
@@ -92,6 +94,7 @@ class RunAccount:
         self.usage: dict[str, Usage] = {}
         self.in_doubt: list[InDoubt] = []
         self.unsaved: dict[str, BaseModel] = {}
+        self.has_cut_saves = False
         self.skipped: dict[str, None] = {}
         self.ended: Stop | UnknownPrice | None = None
         self._has_previews = trace.options.preview_bytes > 0
@@ -191,6 +194,10 @@ class RunAccount:
             await saving
         except StoreError:
             self.unsaved[path] = output
+            raise
+        except asyncio.CancelledError:  # the save may have come to its end all the same
+            self.unsaved[path] = output
+            self.has_cut_saves = True
             raise
         self.trace.add(event)
 

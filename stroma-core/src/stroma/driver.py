@@ -23,13 +23,16 @@ from stroma.errors import (
 from stroma.execution import Execution
 from stroma.failures import FailureClass
 from stroma.hooks import HookSet, RunStart
-from stroma.journal import CANCELLED, Journal, Stop
+from stroma.journal import CANCELLED, Journal, Standing, Stop
 from stroma.plan import Plan
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
 from stroma.trace import ExecutionTrace, TraceEvent
 
 logger = logging.getLogger("stroma")
+
+_LOOK_SECONDS = 10.0
+"""How long a worker that lost its run waits to hear how the run stands now."""
 
 
 class RunDriver:
@@ -78,10 +81,13 @@ class RunDriver:
             return await self._go(given)
         except asyncio.CancelledError:
             if self._loss.is_why_cancelled():
-                raise self._with_what_is_lost(_stale(self._journal.run_id)) from None
+                standing = await self._look()
+                raise self._with_what_is_lost(_stale(self._journal.run_id), standing) from None
             raise
         except StaleOwner as exc:
-            self._with_what_is_lost(exc)
+            self._loss.is_why_cancelled()  # which the refusal has overtaken
+            standing = await self._look() if self._account.has_cut_saves else None
+            self._with_what_is_lost(exc, standing)
             raise
         finally:
             end()
@@ -176,8 +182,18 @@ class RunDriver:
         except (StoreError, TimeoutError) as exc:
             self._could_not_say(exc)
 
-    def _with_what_is_lost(self, exc: StaleOwner) -> StaleOwner:
-        exc.unsaved = dict(self._account.unsaved)
+    async def _look(self) -> Standing | None:
+        """Return how the lost run stands, or None if its store does not say."""
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                return await self._journal.look()
+        except (StoreError, TimeoutError):
+            return None
+
+    def _with_what_is_lost(self, exc: StaleOwner, standing: Standing | None) -> StaleOwner:
+        written = frozenset[str]() if standing is None else standing.written
+        unsaved = self._account.unsaved
+        exc.unsaved = {path: unsaved[path] for path in unsaved if path not in written}
         exc.in_doubt = tuple(self._account.in_doubt)
         return exc
 

@@ -15,7 +15,7 @@ from stroma.cost import Usage
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.failures import FailurePolicy
 from stroma.plan import Leaf, Step
-from stroma.records import RunStatus
+from stroma.records import RunRecord, RunStatus
 
 logger = logging.getLogger("stroma")
 
@@ -37,6 +37,18 @@ class Stop(NamedTuple):
     status: RunStatus | None
     reason: str
     spend: Usage
+
+
+class Standing(NamedTuple):
+    """How a run stands in its store, whoever owns it.
+
+    Attributes:
+        run: its record, or None if it does not exist.
+        written: paths of the results that this start has written, as far as they are there.
+    """
+
+    run: RunRecord | None
+    written: frozenset[str]
 
 
 class JournalSettings(NamedTuple):
@@ -135,7 +147,16 @@ class Journal(Protocol):
         """Record how the run ended, and give it up.
 
         Returns:
-            The paths of results that could not be saved before, and were now.
+            The paths of results that failed to be saved at first, or whose save was cut, and
+            that are saved by now.
+        """
+        ...
+
+    async def look(self) -> Standing:
+        """Look at how the run stands in its store.
+
+        Raises:
+            StoreError: the store does not say.
         """
         ...
 

@@ -22,9 +22,10 @@ from stroma.errors import (
     SchemaMismatch,
     StoreError,
     StoreUnavailable,
+    StoreUnusable,
 )
 from stroma.ids import path_of
-from stroma.journal import JournalSettings, Stop, persist, warn_once
+from stroma.journal import JournalSettings, Standing, Stop, persist, warn_once
 from stroma.plan import Group, Leaf, Plan, Step
 
 logger = logging.getLogger("stroma")
@@ -46,6 +47,7 @@ class PlainJournal:
         self._settings = settings
         self._state: BaseModel | None = None
         self._has_any = False
+        self._saved_late: list[str] = []
 
     async def clear(self) -> None:
         """Forget what is recorded."""
@@ -198,6 +200,8 @@ class PlainJournal:
                 failed = await uncut(self._save(path, state))
                 if failed is not None:
                     logger.warning("run %s: %r is not saved: %s", self.run_id, path, failed)
+                    raise
+            self._saved_late.append(path)
             raise
         if failed is not None:
             await persist(lambda: uncut(self._save(path, state)), failed, self._settings)
@@ -220,7 +224,16 @@ class PlainJournal:
 
     async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`: this store does not know how runs stand."""
-        return ()
+        return self._saved_late
+
+    async def look(self) -> Standing:
+        """See `Journal.look`: this store cannot say.
+
+        Raises:
+            StoreUnusable: always.
+        """
+        name = type(self._manager.store).__name__
+        raise StoreUnusable(f"run {self.run_id!r}: {name} does not know how runs stand")
 
 
 def _nothing() -> None:

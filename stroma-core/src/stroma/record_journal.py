@@ -30,7 +30,7 @@ from stroma.errors import (
     StoreUnavailable,
 )
 from stroma.failures import error_text
-from stroma.journal import JournalSettings, Stop, persist
+from stroma.journal import JournalSettings, Standing, Stop, persist
 from stroma.ownership import Claim
 from stroma.plan import Leaf, Plan, Step
 from stroma.records import (
@@ -89,6 +89,7 @@ class RecordJournal:
         self._new_plan: bytes | None = None
         self._made: dict[str, int] = {}
         self._pending: list[CheckpointRecord] = []
+        self._put_back: dict[str, None] = {}
         self._written = 0
         self._started = self._since = settings.clock.monotonic()
         self._extend_at = self._started + claim.lease_ms / 3000
@@ -248,9 +249,23 @@ class RecordJournal:
 
     async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`."""
-        records = self._take_pending()
-        await settled(self._commit(records, self._update(stop)))
-        return [record.header.path for record in records if record.header.kind == "result"]
+        await settled(self._commit(self._take_pending(), self._update(stop)))
+        waiting = {record.header.path for record in self._pending}
+        return [path for path in self._put_back if path not in waiting]
+
+    async def look(self) -> Standing:
+        """See `Journal.look`."""
+        found = await call_operation(self._store, "inspect", self.run_id)
+        if found is None:
+            return Standing(None, frozenset())
+        assert isinstance(found, OpenedRun)
+        mine = f"{self._claim.token}."
+        written = frozenset(
+            header.path
+            for header in found.headers
+            if header.kind == "result" and header.commit_id.startswith(mine)
+        )
+        return Standing(found.run, written)
 
     def _update(self, stop: Stop) -> RunUpdate:
         if self._watch is not None:
@@ -334,6 +349,9 @@ class RecordJournal:
             # nobody knows whether it is stored, and storing it twice does no harm: the commit
             # that says how the run ended takes it along
             self._pending[:0] = commit.records
+            for header, _ in commit.records:
+                if header.kind == "result":
+                    self._put_back[header.path] = None
             if commit.update is not None and commit.update.plan is not None:
                 self._new_plan = commit.update.plan
             raise

@@ -27,6 +27,7 @@ from stroma import (
 )
 from stroma.checkpoint import Capabilities, Durability
 from stroma.renewal import RENEWER
+from stroma.stores.rules import stale
 from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored_run
 from tests.core.stores.support import in_child
 
@@ -45,9 +46,13 @@ def worker(store: object) -> Any:
 
 def taken_over(store: FaultyStore) -> None:
     """Have another worker take every run over, as it could after the lease."""
+    change(store, owner="other", holder="worker other")
+
+
+def change(store: FaultyStore, **changes: object) -> None:
     with store.inner._lock:
         for entry in store.inner._entries.values():
-            entry.put(entry.run._replace(owner="other", holder="worker other"))
+            entry.put(entry.run._replace(**changes))
 
 
 async def test_a_node_may_take_longer_than_the_lease(store: Any) -> None:
@@ -106,6 +111,63 @@ async def test_a_worker_that_lost_its_run_stops_its_nodes(calls: Calls) -> None:
     assert [(cut.path, cut.reason) for cut in lost.value.in_doubt] == [("slow", "cancelled")]
     assert (await stored_run(store, "r")).owner == "other"
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+def deleted(store: FaultyStore) -> None:
+    store.inner.delete("r")
+
+
+def ended(store: FaultyStore) -> None:
+    change(store, owner="", holder="", status=RunStatus.COMPLETED)
+
+
+def given_up(store: FaultyStore) -> None:
+    change(store, owner="", holder="")
+
+
+def silent(store: FaultyStore) -> None:
+    taken_over(store)
+    store.fail("inspect", StoreUnavailable("down"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        (taken_over, "another worker has taken it over: it is owned by worker other. Nothing"),
+        (deleted, "the run does not exist any more: it was deleted or has expired. Nothing"),
+        (deleted, "starting it again buys everything again"),
+        (ended, r"another worker took it over and has ended it \(COMPLETED\). Nothing"),
+        (ended, "start the run again to get its result"),
+        (given_up, "another worker took it over and gave it up. Nothing"),
+        (silent, "another worker has taken it over, or it was deleted or has expired. Nothing"),
+    ],
+)
+async def test_a_worker_that_lost_its_run_says_how_the_run_stands(
+    happens: Callable[[FaultyStore], None], says: str
+) -> None:
+    store = FaultyStore()
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        happens(store)
+        await asyncio.sleep(60)
+        return state
+
+    with pytest.raises(StaleOwner, match=f"^run 'r': .*{says}"):
+        await worker(store).run([slow], Number(), run_id="r")
+
+
+@pytest.mark.parametrize(
+    ("holder", "says"),
+    [
+        ("worker other", "does not own it: it is owned by worker other. .* from what is recorded"),
+        ("", "took it over and gave it up, or it ended. .* from what is recorded"),
+        (None, "does not exist any more: it was deleted or has expired. .* to buy it again"),
+    ],
+)
+def test_a_refused_commit_says_how_the_run_stands(holder: str | None, says: str) -> None:
+    with pytest.raises(StaleOwner, match=f"^run 'r': .*{says}$"):
+        raise stale("r", holder)
 
 
 async def test_it_stops_them_side_by_side(calls: Calls) -> None:

@@ -82,7 +82,9 @@ class RunDriver:
         except asyncio.CancelledError:
             if self._loss.is_why_cancelled():
                 standing = await self._look()
-                raise self._with_what_is_lost(_stale(self._journal.run_id), standing) from None
+                raise self._with_what_is_lost(
+                    _stale(self._journal.run_id, standing), standing
+                ) from None
             raise
         except StaleOwner as exc:
             self._loss.is_why_cancelled()  # which the refusal has overtaken
@@ -231,10 +233,39 @@ class RunDriver:
         )
 
 
-def _stale(run_id: str) -> StaleOwner:
+def _stale(run_id: str, standing: Standing | None) -> StaleOwner:
+    """Return why a run is stopped that the store, asked to renew it, called another one's.
+
+    Args:
+        run_id: the run.
+        standing: how it stands now, or None if the store does not say.
+    """
+    nothing = "Nothing of this worker becomes visible any more; start the run again"
+    if standing is None:
+        return StaleOwner(
+            f"run {run_id!r}: another worker has taken it over, or it was deleted or has "
+            f"expired. {nothing} to see how it stands"
+        )
+    run = standing.run
+    if run is None:
+        return StaleOwner(
+            f"run {run_id!r}: the run does not exist any more: it was deleted or has expired. "
+            "Nothing of it is recorded; starting it again buys everything again"
+        )
+    if run.owner:
+        found = f"it is owned by {run.holder}" if run.holder else "it has another owner now"
+        return StaleOwner(
+            f"run {run_id!r}: another worker has taken it over: {found}. {nothing} when that one "
+            "has ended, to get its result"
+        )
+    if run.status is RunStatus.RUNNING:
+        return StaleOwner(
+            f"run {run_id!r}: another worker took it over and gave it up. {nothing} to go on from "
+            "what is recorded"
+        )
     return StaleOwner(
-        f"run {run_id!r}: another worker has taken it over, since this one's lease had ended. "
-        "Nothing of this one becomes visible any more; start the run again to see its result"
+        f"run {run_id!r}: another worker took it over and has ended it ({run.status}). {nothing} "
+        "to get its result"
     )
 
 

@@ -59,9 +59,14 @@ def stale(run_id: str, holder: str | None) -> StaleOwner:
         holder: who owns it now: "" for nobody, None when the run does not exist.
     """
     if holder is None:
-        found = "the run does not exist any more"
+        return StaleOwner(
+            f"run {run_id!r}: the run does not exist any more: it was deleted or has expired. "
+            "Nothing was written; start it again to buy it again"
+        )
+    if holder:
+        found = f"it is owned by {holder}"
     else:
-        found = f"it is owned by {holder}" if holder else "nobody owns it"
+        found = "another worker took it over and gave it up, or it ended"
     return StaleOwner(
         f"run {run_id!r}: this worker does not own it: {found}. Nothing was written; "
         "start the run again to go on from what is recorded"

@@ -44,6 +44,8 @@ class TestEventLoops:
         async def first(store: RedisStore) -> None:
             await store.save("run", "a", Note(text="a"))
             await asyncio.to_thread(asyncio.run, store.save("run", "b", Note(text="b")))
+            found = await asyncio.to_thread(asyncio.run, store.load_typed("run", "b", Note))
+            assert found == Note(text="b")
             await store.aclose()
             await client.ping()  # still open: who handed it in closes it
             await client.aclose()
@@ -51,8 +53,54 @@ class TestEventLoops:
         client = redis.asyncio.Redis(host=server.host, port=server.port)
         store = RedisStore(client, key_prefix=prefix)
         asyncio.run(first(store))
-        assert asyncio.run(store.load_typed("run", "b", Note)) == Note(text="b")
         gc.collect()
+
+
+class TestClosing:
+    async def test_afterwards_every_operation_is_refused(
+        self, server: Address, prefix: str
+    ) -> None:
+        store = RedisStore(server.url, key_prefix=prefix)
+        await uses(store)
+        for _ in range(2):
+            await store.aclose()
+        for operation, arguments in OPERATIONS.items():
+            with pytest.raises(StoreUnusable, match=r"RedisStore.* is closed: make another one"):
+                await getattr(store, operation)(*arguments)
+
+    def test_of_the_sync_store(self, server: Address, prefix: str) -> None:
+        store = SyncRedisStore(server.url, key_prefix=prefix)
+        store.health()
+        for _ in range(2):
+            store.close()
+        for operation, arguments in OPERATIONS.items():
+            with pytest.raises(StoreUnusable, match=r"SyncRedisStore.* is closed: make another"):
+                getattr(store, operation)(*arguments)
+
+    async def test_a_ready_client_stays_open(self, server: Address, prefix: str) -> None:
+        async with redis.asyncio.Redis(host=server.host, port=server.port) as client:
+            store = RedisStore(client, key_prefix=prefix)
+            await store.aclose()
+            with pytest.raises(StoreUnusable, match="is closed"):
+                await store.health()
+            await RedisStore(client, key_prefix=prefix).health()
+
+
+OPERATIONS: dict[str, tuple[Any, ...]] = {
+    "setup": (),
+    "open_run": (request(),),
+    "inspect": ("run",),
+    "commit_many": ([commit(record())],),
+    "renew": ([("run", "alice")], 1000),
+    "release": ("run", "alice"),
+    "fetch": ("run", [record().header.key]),
+    "runs": (RunQuery(),),
+    "delete": ("run",),
+    "purge": (RunQuery(),),
+    "health": (),
+    "save": ("run", "node", Note()),
+    "load_typed": ("run", "node", Note),
+}
 
 
 class TestForks:

@@ -26,6 +26,7 @@ from stroma.records import (
 )
 from stroma_redis._async_lines import Line, line_like, line_of, line_to
 from stroma_redis._commands import Operations, Steps
+from stroma_redis._errors import closed
 from stroma_redis._options import MoreOptions, RedisOptions, options_of
 from stroma_redis._wire import address_of
 
@@ -111,9 +112,14 @@ class RedisStore(AsyncPlainMethods):
             return line_of(client, options)
         return line_like(client, options)
 
+    def _here(self) -> _LoopLine:
+        if self._lines.is_closed:
+            raise closed(self)
+        return self._lines.get()
+
     async def _run(self, steps: Steps[T]) -> T:
         """Send what an operation asks for, until it returns its result."""
-        line = self._lines.get().line
+        line = self._here().line
         try:
             request = next(steps)
             while True:
@@ -133,7 +139,7 @@ class RedisStore(AsyncPlainMethods):
             StoreUnusable: it is older than Redis 6.2, or refuses this user.
             StoreUnavailable: it cannot be reached.
         """
-        one_by_one = self._lines.get().line.one_by_one
+        one_by_one = self._here().line.one_by_one
         await self._run(self._operations.setup(one_by_one=one_by_one))
 
     async def open_run(self, request: OpenRequest) -> OpenedRun | None:
@@ -154,7 +160,7 @@ class RedisStore(AsyncPlainMethods):
         A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
         leaves together. Commits end even when their caller is cancelled.
         """
-        here = self._lines.get()
+        here = self._here()
         if len(commits) != 1 or here.is_committing:
             together = await asyncio.gather(*map(here.batcher.commit, commits))
             return [outcome for outcomes in together for outcome in outcomes]
@@ -216,7 +222,10 @@ class RedisStore(AsyncPlainMethods):
         await self._run(self._operations.health())
 
     async def aclose(self) -> None:
-        """Close the connections of this store; a ready client is closed by its owner."""
+        """Close the connections of this store; a ready client is closed by its owner.
+
+        Afterwards every operation but this one raises `StoreUnusable`.
+        """
         await self._lines.aclose()
 
 

@@ -109,6 +109,11 @@ def store_error(failure: Failure, address: str, what: str, *, is_write: bool) ->
     return error
 
 
+def closed(store: object) -> StoreUnusable:
+    """Return the error of an operation on a store that was closed."""
+    return StoreUnusable(f"{store!r} is closed: make another one")
+
+
 def _may_pass(error: Exception, code: str) -> bool:
     """Say whether the same command may succeed later."""
     if isinstance(error, _REFUSED_AT_LOGIN):
@@ -147,4 +152,12 @@ _NAMES: Final = {
     "ClusterCrossSlotError": "CROSSSLOT",
 }
 
-__all__ = ["DRIVER_ERRORS", "ConnectionError", "Failure", "Reply", "TimeoutError", "store_error"]
+__all__ = [
+    "DRIVER_ERRORS",
+    "ConnectionError",
+    "Failure",
+    "Reply",
+    "TimeoutError",
+    "closed",
+    "store_error",
+]

@@ -20,6 +20,7 @@ from stroma.records import (
     RunQuery,
 )
 from stroma_redis._commands import Operations, Steps
+from stroma_redis._errors import closed
 from stroma_redis._options import MoreOptions, options_of
 from stroma_redis._sync_lines import line_of, line_to
 from stroma_redis._wire import address_of
@@ -73,12 +74,15 @@ class SyncRedisStore(SyncPlainMethods):
             is_cluster=checked.cluster or isinstance(client, RedisCluster),
         )
         self._line = line_to(checked) if client is None else line_of(client, checked)
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"SyncRedisStore({self._address!r}, ttl_seconds={self._options.ttl_seconds:g})"
 
     def _run(self, steps: Steps[T]) -> T:
         """Send what an operation asks for, until it returns its result."""
+        if self._is_closed:
+            raise closed(self)
         try:
             request = next(steps)
             while True:
@@ -153,5 +157,9 @@ class SyncRedisStore(SyncPlainMethods):
         self._run(self._operations.health())
 
     def close(self) -> None:
-        """Close the connections of this store; a ready client is closed by its owner."""
+        """Close the connections of this store; a ready client is closed by its owner.
+
+        Afterwards every operation but this one raises `StoreUnusable`.
+        """
+        self._is_closed = True
         self._line.close()

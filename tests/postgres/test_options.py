@@ -97,6 +97,10 @@ class TestOptions:
         with pytest.raises(ConfigError, match="dsn or a pool"):
             PostgresStore()
 
+    def test_a_pool_of_the_wrong_type_is_named(self) -> None:
+        with pytest.raises(ConfigError, match=r"asyncpg\.create_pool, not builtins\.str"):
+            PostgresStore(pool="x")  # type: ignore[arg-type]
+
     def test_unknown_options_are_refused(self) -> None:
         with pytest.raises(ValueError, match="extra"):
             PostgresOptions.model_validate({"dsn": DSN, "shema": "x"})

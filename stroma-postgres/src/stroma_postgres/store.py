@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
+
 from stroma.checkpoint import Capabilities, check_size
 from stroma.errors import ConfigError, OutcomeUnknown, StaleOwner, StoreError
 from stroma.level0 import AsyncPlainMethods
@@ -68,7 +70,8 @@ class PostgresStore(AsyncPlainMethods):
         connect_options: passed on to `asyncpg.connect`, such as ``ssl``.
 
     Raises:
-        ConfigError: an option is wrong, or not exactly one of ``dsn`` and ``pool`` is given.
+        ConfigError: an option is wrong, the pool is none of asyncpg's, or not exactly one of
+            ``dsn`` and ``pool`` is given.
     """
 
     def __init__(
@@ -88,6 +91,11 @@ class PostgresStore(AsyncPlainMethods):
     ) -> None:
         if (dsn is None) == (pool is None):
             raise ConfigError("PostgresStore takes a dsn or a pool, and one of them")
+        if pool is not None and not isinstance(pool, asyncpg.Pool):
+            raise ConfigError(
+                "PostgresStore takes a pool of asyncpg.create_pool, not "
+                f"{type(pool).__module__}.{type(pool).__qualname__}"
+            )
         options = checked_options(
             {
                 "dsn": "" if dsn is None else dsn,

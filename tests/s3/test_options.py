@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +88,15 @@ def test_credentials_of_an_endpoint_are_refused_and_not_repeated(url: str) -> No
 def test_a_client_brings_its_own_settings() -> None:
     with pytest.raises(ConfigError, match="region cannot be given beside a client"):
         S3Store("bucket", client=object(), region="eu-central-1")  # type: ignore[arg-type]
+
+
+def test_a_client_of_the_wrong_type_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"a client of boto3, not builtins\.int"):
+        S3Store("bucket", client=5)  # type: ignore[arg-type]
+    client = boto3.client("sts", region_name="eu-central-1")
+    with pytest.raises(ConfigError, match="of s3, not of sts"):
+        S3Store("bucket", client=client)  # type: ignore[arg-type]
+    client.close()
 
 
 def test_the_model_refuses_what_it_does_not_have() -> None:

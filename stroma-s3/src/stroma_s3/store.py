@@ -66,7 +66,7 @@ class S3Store(AsyncPlainMethods):
         **options: the other fields of `S3Options`, such as ``endpoint_url`` and ``region``.
 
     Raises:
-        ConfigError: an option is wrong.
+        ConfigError: an option is wrong, or the client is none of boto3's for S3.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class S3Store(AsyncPlainMethods):
     ) -> None:
         if client is not None and (twice := sorted(_OF_CLIENTS & options.keys())):
             raise ConfigError(f"S3Store: {', '.join(twice)} cannot be given beside a client")
+        if client is not None:
+            _check_client(client)
         checked = _checked({"bucket": bucket, "prefix": prefix, **options})
         self._begin(checked, client)
 
@@ -223,6 +225,19 @@ class S3Store(AsyncPlainMethods):
 
     async def _do(self, work: Callable[[Services], T]) -> T:
         return await asyncio.wrap_future(self._here().submit(work))
+
+
+def _check_client(client: object) -> None:
+    from botocore.client import BaseClient  # imported already by whoever made a client
+
+    if not isinstance(client, BaseClient):
+        raise ConfigError(
+            "S3Store takes a client of boto3, not "
+            f"{type(client).__module__}.{type(client).__qualname__}"
+        )
+    service = client.meta.service_model.service_name
+    if service != "s3":
+        raise ConfigError(f"S3Store takes boto3's client of s3, not of {service}")
 
 
 def _checked(options: dict[str, Any]) -> S3Options:

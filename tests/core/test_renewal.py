@@ -306,6 +306,65 @@ async def test_a_renewal_that_fails_is_tried_again_before_the_lease_ends(calls: 
     assert (await worker(store).run([slow], Number(), run_id="r")).is_complete
 
 
+async def test_a_renewal_that_fails_names_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    store = FaultyStore()
+    store.fail("renew", StoreUnavailable("down"))
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        await until(lambda: store.calls["renew"] >= 2)
+        return state
+
+    await worker(store).run([slow], Number(), run_id="r")
+    assert caplog.messages == ["the lease of run 'r' is not renewed: down"]
+
+
+async def test_a_renewal_that_fails_tells_the_number_of_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, told = FaultyStore(), "the leases of 3 runs are not renewed: down"
+    store.fail("renew", *[StoreUnavailable("down")] * 1000)
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        await until(lambda: told in caplog.messages)
+        return state
+
+    runner = worker(store)
+    await asyncio.gather(*(runner.run([slow], Number(), run_id=f"r{n}") for n in range(3)))
+    assert told in caplog.messages
+
+
+async def test_a_renewal_that_fails_after_the_end_of_the_run_is_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, renewing, ended, answered = (
+        FaultyStore(),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
+
+    async def renew(claims: Any, lease_ms: int) -> Any:
+        renewing.set()
+        await asyncio.to_thread(ended.wait, 20)
+        answered.set()
+        raise StoreUnavailable("closed")
+
+    store.renew = renew  # type: ignore[method-assign]
+
+    @node(id="slow", input=Number, output=Number)
+    async def slow(state: Number) -> Number:
+        await until(renewing.is_set)
+        return state
+
+    await worker(store).run([slow], Number(), run_id="r")
+    ended.set()
+    await until(answered.is_set)
+    await until(lambda: RENEWER._thread is None)
+    assert caplog.messages == []
+
+
 async def test_a_run_that_ends_is_not_taken_for_lost() -> None:
     """The last commit gives the run up; a renewal that comes just then finds no owner."""
     store = FaultyStore()

@@ -206,7 +206,7 @@ class Renewer:
         try:
             renewed = await call_operation(store, "renew", claims, lease_ms)
         except StoreError as exc:
-            logger.warning("the leases of %d runs are not renewed: %s", len(claims), exc)
+            self._warn(watches, exc)
             return  # due again soon
         assert isinstance(renewed, Sequence)
         for watch, is_owner in zip(watches, renewed, strict=True):
@@ -214,6 +214,15 @@ class Renewer:
             if not is_owner and self._is_watched(watch):
                 self.forget(watch)
                 watch.tell()
+
+    def _warn(self, watches: Sequence[Watch], exc: StoreError) -> None:
+        """Say which leases are not renewed, except of runs that have ended meanwhile."""
+        left = [watch for watch in watches if self._is_watched(watch) and not watch.is_ending]
+        if len(left) == 1:
+            run_id = left[0].claim.run_id
+            logger.warning("the lease of run %r is not renewed: %s", run_id, exc)
+        elif left:
+            logger.warning("the leases of %d runs are not renewed: %s", len(left), exc)
 
     def _is_watched(self, watch: Watch) -> bool:
         with self._guard:

@@ -275,6 +275,18 @@ async def test_an_output_whose_cut_save_was_stored_is_not_in_the_error(
     assert lost.unsaved == {}
 
 
+async def test_a_refusal_that_overtakes_the_loss_leaves_no_cancellation_behind() -> None:
+    class Answering(LostDuringSave):
+        async def commit_many(self, commits: Any) -> Any:
+            try:
+                return await super().commit_many(commits)
+            except asyncio.CancelledError:
+                return self.inner.commit_many(commits)
+
+    lost = await lost_during_save(Answering(groups_commits=True), SEQUENCE)
+    assert lost.unsaved == {"a": Number(value=7)}
+
+
 async def test_the_callers_own_cancellation_wins() -> None:
     store, inside = FaultyStore(), asyncio.Event()
 

@@ -25,6 +25,7 @@ from stroma.testing import FakeClock, StoreConformance, StoreSubject
 def run(folder: Path, text: str, *args: str) -> str:
     """Run a test file of an author in a process of its own, and return what is printed."""
     (folder / "test_mine.py").write_text(HEAD + text, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")  # no settings from above
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *args]
     path = os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)
     done = subprocess.run(

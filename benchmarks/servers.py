@@ -40,7 +40,12 @@ async def redis_rows(rounds: int) -> list[Row]:
     pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS)
     client = redis.asyncio.Redis.from_pool(pool)
 
+    plain = redis.asyncio.Redis.from_url(url)
+
     async def write(run: str, node: str, state: str) -> None:
+        await plain.set(f"{run}:{node}", state, ex=_TTL_SECONDS)
+
+    async def write_pooled(run: str, node: str, state: str) -> None:
         await client.set(f"{run}:{node}", state, ex=_TTL_SECONDS)
 
     store = {"url": url, "ttl_seconds": _TTL_SECONDS, "max_connections": CONNECTIONS}
@@ -48,9 +53,10 @@ async def redis_rows(rounds: int) -> list[Row]:
         async with _runner("redis", store) as runner:
             return [
                 await _one_run("Redis, one run, per node", rounds, write, runner, 1.25),
-                await _side_by_side("Redis, 100 runs in flight, per node", write, runner),
+                await _side_by_side("Redis, 100 runs in flight, per node", write_pooled, runner),
             ]
     finally:
+        await plain.aclose()
         await client.aclose()
         server.remove()
 
@@ -68,12 +74,22 @@ async def postgres_rows(rounds: int) -> list[Row]:
             async def write(run: str, node: str, state: str) -> None:
                 await pool.execute(_UPSERT, run, node, state)
 
+            connection = await asyncpg.connect(dsn)
+
+            async def write_bare(run: str, node: str, state: str) -> None:
+                await connection.execute(_UPSERT, run, node, state)
+
             store = {"dsn": dsn, "max_connections": CONNECTIONS}
             async with _runner("postgres", store) as runner:
-                return [
+                rows = [
                     await _one_run("PostgreSQL, one run, per node", rounds, write, runner, 1.2),
+                    await _one_run(
+                        "the same, next to one bare connection", rounds, write_bare, runner, None
+                    ),
                     await _side_by_side("PostgreSQL, 100 runs in flight, per node", write, runner),
                 ]
+            await connection.close()
+            return rows
     finally:
         server.remove()
 
@@ -94,7 +110,7 @@ async def _by_hand(write: Write) -> None:
 
 
 async def _one_run(
-    work: str, rounds: int, write: Write, runner: stroma.StromaRunner, target: float
+    work: str, rounds: int, write: Write, runner: stroma.StromaRunner, target: float | None
 ) -> Row:
     runs, nodes = 30, numbered(NODES)
 

@@ -119,7 +119,10 @@ def coverage(session: nox.Session) -> None:
     session.install(*PIN, *group("coverage"))
     if parts:
         session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report")
+    # The kits are tests themselves, and drivers have errors that no server here gives.
+    session.run("coverage", "report", "--include=*/stroma/*", "--omit=*/stroma/testing/*")
+    others = "--include=*/stroma/testing/*,*/stroma_*/*"
+    session.run("coverage", "report", "--fail-under=0", others)
 
 
 @nox.session(python=PYTHON)

@@ -149,10 +149,11 @@ def test_connections_are_refused_until_it_heals(proxy: TcpProxy) -> None:
 def test_a_server_that_is_down_breaks_the_connection() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
+        # The reset may come before the client has noticed that it is connected.
         with (
             TcpProxy("127.0.0.1", unused.getsockname()[1]) as proxy,
-            connect(proxy) as client,
             pytest.raises(ConnectionResetError),
+            connect(proxy) as client,
         ):
             client.recv(1)
 

@@ -25,6 +25,7 @@ from stroma.errors import (
 )
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -195,6 +196,15 @@ class RecordStore(Protocol):
 
     def runs(self, query: RunQuery) -> MaybeAwaitable[RunPage]:
         """List runs, the last updated first; equal times by run id."""
+        ...
+
+    def claimable(self, query: ClaimQuery) -> MaybeAwaitable[RunPage]:
+        """List runs that `open_run` would claim now and that nobody need ask for again.
+
+        These are PENDING, or RUNNING, and nobody owns them on the store's clock: there is no
+        owner, its lease has ended, or it is proved dead. The first created comes first; equal
+        times by run id. It costs no more for runs that have ended long ago.
+        """
         ...
 
     def delete(self, run_id: str) -> MaybeAwaitable[None]:

@@ -16,7 +16,7 @@ class Claim(NamedTuple):
     Attributes:
         run_id: the run.
         token: the claim's own; "" where the store cannot guard runs.
-        lease_ms: milliseconds that a commit extends the hold to, once a third of them is over.
+        lease_ms: milliseconds until the hold lapses unless it is renewed.
     """
 
     run_id: str

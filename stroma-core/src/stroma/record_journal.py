@@ -92,7 +92,6 @@ class RecordJournal:
         self._put_back: dict[str, None] = {}
         self._written = 0
         self._started = self._since = settings.clock.monotonic()
-        self._extend_at = self._started + claim.lease_ms / 3000
 
     def keep(self, lost: Callable[[], None]) -> Callable[[], None]:
         """See `Journal.keep`."""
@@ -327,10 +326,7 @@ class RecordJournal:
         if self._new_plan is not None:
             plan, self._new_plan = self._new_plan, None
             update = (update or RunUpdate())._replace(plan=plan, version=self._plan.version)
-        commit = _make(
-            Commit,
-            (self.run_id, self._claim.token, records, update, self._extension_ms()),
-        )
+        commit = _make(Commit, (self.run_id, self._claim.token, records, update))
         answer = self._send(commit)
         if type(answer) is list and answer[0] is None:
             return None
@@ -384,18 +380,6 @@ class RecordJournal:
         return commit.update.status in (None, found.run.status) and all(
             record.header.commit_id in written for record in commit.records
         )
-
-    def _extension_ms(self) -> int:
-        """Return how far the next commit extends the lease.
-
-        Only one that comes after a third of it does: a commit that leaves the run's row alone
-        writes half as much.
-        """
-        now = self._clock.monotonic()
-        if now < self._extend_at:
-            return 0
-        self._extend_at = now + self._claim.lease_ms / 3000
-        return self._claim.lease_ms
 
 
 def _latest_attempts(attempts: Iterable[RecordHeader]) -> dict[str, RecordHeader]:

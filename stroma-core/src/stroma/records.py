@@ -15,7 +15,7 @@ from stroma.errors import RecordCorrupt
 PLAIN_EPOCH: Final = -1
 """Epoch of records that `save` wrote by itself, outside any run."""
 
-RecordKind: TypeAlias = Literal["result", "attempt", "once"]
+RecordKind: TypeAlias = Literal["result", "attempt", "reserved", "once"]
 
 
 class RunStatus(StrEnum):
@@ -65,7 +65,8 @@ class RecordKey(NamedTuple):
         epoch: number of the epoch, or `PLAIN_EPOCH`. None in a key that is asked for means:
             the plain record if there is one, or else the newest epoch's.
         path: the node's place, such as "extract[17]".
-        kind: "result" once per place; "attempt" for a failed call; "once" for a side effect.
+        kind: "result" once per place; "attempt" for a failed call; "reserved" for a call that
+            was about to be made; "once" for a side effect.
         attempt: number of the call over all starts of the run, from 1; 0 for results.
     """
 
@@ -238,14 +239,12 @@ class Commit(NamedTuple):
             of their key, and no run need exist.
         records: results and attempts.
         update: changes of the run record.
-        lease_ms: how far the commit extends the lease; 0 leaves it.
     """
 
     run_id: str
     token: str
     records: tuple[CheckpointRecord, ...] = ()
     update: RunUpdate | None = None
-    lease_ms: int = 0
 
 
 class OpenRequest(NamedTuple):
@@ -319,6 +318,24 @@ class RunPage(NamedTuple):
 
     runs: tuple[RunRecord, ...]
     cursor: str = ""
+
+
+class ClaimQuery(NamedTuple):
+    """Which runs a worker would take up, oldest first.
+
+    Attributes:
+        pipelines: of any of these; empty is any.
+        limit: how many at most.
+        cursor: `RunPage.cursor` of the page before, or "".
+    """
+
+    pipelines: tuple[str, ...] = ()
+    limit: int = 100
+    cursor: str = ""
+
+
+CLAIMABLE: Final = (RunStatus.PENDING, RunStatus.RUNNING)
+"""Where a run stands that goes on without anybody asking for it again."""
 
 
 class PlanDocument(NamedTuple):

@@ -53,9 +53,6 @@ def _marks(columns: str) -> str:
     return ", ".join("?" for _ in columns.split(","))
 
 
-_LEASE_SLACK: Final = 0.01
-"""A commit extends the lease only if it would grow by more than this share of its length."""
-
 _FIND_RUN: Final = (
     "SELECT " + RUN_COLUMNS + ", input_payload, plan "
     "FROM runs CROSS JOIN run_documents USING (run_id) WHERE run_id = ?"
@@ -68,7 +65,7 @@ _CLAIM: Final = (
     "UPDATE runs SET status = ?, owner = ?, holder = ?, lock = ?, lease_expires_at = ?, "
     "updated_at = ? WHERE run_id = ?"
 )
-_OWNER: Final = "SELECT owner, holder, lease_expires_at FROM runs WHERE run_id = ?"
+_OWNER: Final = "SELECT owner, holder FROM runs WHERE run_id = ?"
 _EXTEND: Final = "UPDATE runs SET lease_expires_at = ? WHERE run_id = ? AND owner = ?"
 _RELEASE: Final = (
     "UPDATE runs SET owner = '', holder = '', lock = '', lease_expires_at = 0, updated_at = ? "
@@ -221,7 +218,7 @@ class Tables:
             return None
         for header in added:  # nobody has seen them: the transaction goes on
             self._execute(_TAKE_BACK, header[:5])
-        owner, holder, _ = self._owner(run_id)
+        owner, holder = self._owner(run_id)
         return refused if owner == token else stale(run_id, holder)
 
     def commit_alone(self, commit: Commit) -> bool:
@@ -268,25 +265,19 @@ class Tables:
 
     def _change_run(self, commit: Commit) -> StoreError | None:
         """Change the run's row, if the token owns the run."""
-        run_id, token, _, update, lease_ms = commit
-        owner, holder, lease_expires_at = self._owner(run_id)
+        run_id, token, _, update = commit
+        owner, holder = self._owner(run_id)
         if owner != token:
             return stale(run_id, holder)
-        now = self._now()
-        if lease_ms:
-            ends_at = now + lease_ms / 1000
-            # A page less to write for a commit that comes soon after another.
-            if ends_at - lease_expires_at > lease_ms / 1000 * _LEASE_SLACK:
-                self._execute(_EXTEND, (ends_at, run_id, token))
         if update is not None:
-            self._execute(_UPDATE_RUN, _changes(run_id, update, now))
+            self._execute(_UPDATE_RUN, _changes(run_id, update, self._now()))
             if update.plan is not None:
                 self._execute(_UPDATE_PLAN, (update.plan, run_id))
         return None
 
-    def _owner(self, run_id: str) -> tuple[str, str | None, float]:
-        """Return token, holder and lease of a run; the holder is None if there is no run."""
-        return self._execute(_OWNER, (run_id,)).fetchone() or ("", None, 0.0)
+    def _owner(self, run_id: str) -> tuple[str, str | None]:
+        """Return token and holder of a run; the holder is None if there is no run."""
+        return self._execute(_OWNER, (run_id,)).fetchone() or ("", None)
 
     def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
         """Extend the leases of those that own."""

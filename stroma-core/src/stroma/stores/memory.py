@@ -21,6 +21,7 @@ from stroma.records import (
     RunPage,
     RunQuery,
     RunRecord,
+    RunUpdate,
     last_result,
 )
 from stroma.stores.rules import (
@@ -41,26 +42,13 @@ _Place = tuple[int, str, RecordKind, int]
 
 
 class _Entry:
-    """Everything that is kept of one run.
+    """Everything that is kept of one run."""
 
-    ``lease_expires_at`` stands in for the run record's own, so that a commit extends the lease
-    without making another record.
-    """
-
-    __slots__ = ("lease_expires_at", "records", "run")
+    __slots__ = ("records", "run")
 
     def __init__(self) -> None:
         self.run: RunRecord | None = None
-        self.lease_expires_at = 0.0
         self.records: dict[_Place, CheckpointRecord] = {}
-
-    def put(self, run: RunRecord) -> None:
-        self.run = run
-        self.lease_expires_at = run.lease_expires_at
-
-    def current(self, run: RunRecord) -> RunRecord:
-        """Return the run record with the lease as it is now."""
-        return run._replace(lease_expires_at=self.lease_expires_at)
 
     def headers(self) -> list[RecordHeader]:
         return [r.header for r in self.records.values() if r.header.epoch != PLAIN_EPOCH]
@@ -132,23 +120,21 @@ class InMemoryStore(SyncPlainMethods):
         """
         with self._lock:
             entry = self._entries.get(request.run_id)
-            if entry is None or entry.run is None:
+            if entry is None or (run := entry.run) is None:
                 return self._create(request)
-            run = entry.current(entry.run)
             if is_closed_book(run, request):
                 return _opened(entry, run, is_claimed=False)
             now = self._now()
             if run.owner != request.token and is_held(run.owner, run.lease_expires_at, now):
                 raise locked(run, now)
-            mine = claimed(run, request, now)
-            entry.put(mine)
+            entry.run = mine = claimed(run, request, now)
             return _opened(entry, mine, is_claimed=True)._replace(status_before=run.status)
 
     def _create(self, request: OpenRequest) -> OpenedRun | None:
         if request.new is None:
             return None
         run = claimed(request.new, request, self._now(), is_new=True)
-        self._entries.setdefault(request.run_id, _Entry()).put(run)
+        self._entries.setdefault(request.run_id, _Entry()).run = run
         return OpenedRun(run, (), None, True, True)
 
     def inspect(self, run_id: str) -> OpenedRun | None:
@@ -157,7 +143,7 @@ class InMemoryStore(SyncPlainMethods):
             entry = self._entries.get(run_id)
             if entry is None or entry.run is None:
                 return None
-            return _opened(entry, entry.current(entry.run), is_claimed=False)
+            return _opened(entry, entry.run, is_claimed=False)
 
     def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`."""
@@ -167,7 +153,7 @@ class InMemoryStore(SyncPlainMethods):
             return [self._commit(commit) for commit in commits]
 
     def _commit(self, commit: Commit) -> StoreError | None:
-        run_id, token, records, update, lease_ms = commit
+        run_id, token, records, update = commit
         entry = self._entries.get(run_id)
         if not token:
             if records:
@@ -180,10 +166,8 @@ class InMemoryStore(SyncPlainMethods):
         refused = entry.add(records)
         if refused is not None:
             return refused
-        if lease_ms:
-            entry.lease_expires_at = max(entry.lease_expires_at, self._now() + lease_ms / 1000)
         if update is not None:
-            entry.put(update.apply(entry.current(run), self._now()))
+            entry.run = update.apply(run, self._now())
         return None
 
     def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
@@ -194,9 +178,9 @@ class InMemoryStore(SyncPlainMethods):
 
     def _renew(self, run_id: str, token: str, expires_at: float) -> bool:
         entry = self._owned(run_id, token)
-        if entry is None:
+        if entry is None or entry.run is None:
             return False
-        entry.lease_expires_at = expires_at
+        entry.run = entry.run._replace(lease_expires_at=expires_at)
         return True
 
     def release(self, run_id: str, token: str) -> None:
@@ -204,11 +188,7 @@ class InMemoryStore(SyncPlainMethods):
         with self._lock:
             entry = self._owned(run_id, token)
             if entry is not None and entry.run is not None:
-                entry.put(
-                    entry.run._replace(
-                        owner="", holder="", lease_expires_at=0.0, updated_at=self._now()
-                    )
-                )
+                entry.run = RunUpdate(release=True).apply(entry.run, self._now())
 
     def _owned(self, run_id: str, token: str) -> _Entry | None:
         entry = self._entries.get(run_id)
@@ -232,7 +212,7 @@ class InMemoryStore(SyncPlainMethods):
 
     def _found(self, query: RunQuery) -> list[RunRecord]:
         found = [
-            entry.current(entry.run)
+            entry.run
             for entry in self._entries.values()
             if entry.run is not None and matches(query, entry.run)
         ]

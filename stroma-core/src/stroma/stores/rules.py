@@ -9,7 +9,15 @@ from __future__ import annotations
 import json
 
 from stroma.errors import AlreadyCommitted, ConfigError, RunLocked, StaleOwner
-from stroma.records import OpenRequest, RecordKey, RunQuery, RunRecord, RunStatus
+from stroma.records import (
+    CLAIMABLE,
+    ClaimQuery,
+    OpenRequest,
+    RecordKey,
+    RunQuery,
+    RunRecord,
+    RunStatus,
+)
 
 
 def claimed(run: RunRecord, request: OpenRequest, now: float, *, is_new: bool = False) -> RunRecord:
@@ -89,6 +97,26 @@ def matches(query: RunQuery, run: RunRecord) -> bool:
         and (query.tag is None or query.tag in run.tags)
         and (query.updated_before is None or run.updated_at < query.updated_before)
     )
+
+
+def is_claimable(query: ClaimQuery, run: RunRecord, now: float) -> bool:
+    """Say whether a query of claimable runs asks for a run, as far as the lease tells.
+
+    The page that its cursor asks for is left to the caller.
+    """
+    return (
+        run.status in CLAIMABLE
+        and (not query.pipelines or run.pipeline in query.pipelines)
+        and not is_held(run.owner, run.lease_expires_at, now)
+    )
+
+
+def claim_cursor_after(run: RunRecord) -> str:
+    """Return the cursor of the page of claimable runs that begins after a run.
+
+    `cursor_position` reads it: a time, which is when the run was created, and its id.
+    """
+    return json.dumps([run.created_at, run.run_id])
 
 
 def cursor_after(run: RunRecord) -> str:

@@ -213,12 +213,7 @@ class SQLiteStore(AsyncPlainMethods):
 
 def _is_one_record(commit: Commit) -> bool:
     """Say whether a commit does nothing but add one record to an owned run."""
-    return (
-        len(commit.records) == 1
-        and commit.update is None
-        and commit.lease_ms == 0
-        and commit.token != ""
-    )
+    return len(commit.records) == 1 and commit.update is None and commit.token != ""
 
 
 def _nothing(tables: Tables) -> None:

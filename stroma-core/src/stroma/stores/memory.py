@@ -10,8 +10,10 @@ from stroma.clock import SYSTEM_CLOCK, Clock
 from stroma.errors import AlreadyCommitted, StoreError
 from stroma.level0 import AsyncPlainMethods, SyncPlainMethods
 from stroma.records import (
+    CLAIMABLE,
     PLAIN_EPOCH,
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -26,6 +28,7 @@ from stroma.records import (
 )
 from stroma.stores.rules import (
     already_committed,
+    claimable_page,
     claimed,
     cursor_after,
     cursor_position,
@@ -103,6 +106,7 @@ class InMemoryStore(SyncPlainMethods):
         self._now = clock.now
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
+        self._unfinished: dict[str, _Entry] = {}  # so that `claimable` does not look at the rest
 
     @property
     def capabilities(self) -> Capabilities:
@@ -128,13 +132,17 @@ class InMemoryStore(SyncPlainMethods):
             if run.owner != request.token and is_held(run.owner, run.lease_expires_at, now):
                 raise locked(run, now)
             entry.run = mine = claimed(run, request, now)
+            self._unfinished[request.run_id] = entry
             return _opened(entry, mine, is_claimed=True)._replace(status_before=run.status)
 
     def _create(self, request: OpenRequest) -> OpenedRun | None:
         if request.new is None:
             return None
         run = claimed(request.new, request, self._now(), is_new=True)
-        self._entries.setdefault(request.run_id, _Entry()).run = run
+        entry = self._unfinished[request.run_id] = self._entries.setdefault(
+            request.run_id, _Entry()
+        )
+        entry.run = run
         return OpenedRun(run, (), None, True, True)
 
     def inspect(self, run_id: str) -> OpenedRun | None:
@@ -168,6 +176,10 @@ class InMemoryStore(SyncPlainMethods):
             return refused
         if update is not None:
             entry.run = update.apply(run, self._now())
+            if update.status in CLAIMABLE:
+                self._unfinished[run_id] = entry
+            elif update.status is not None:
+                self._unfinished.pop(run_id, None)
         return None
 
     def renew(self, claims: Sequence[tuple[str, str]], lease_ms: int) -> list[bool]:
@@ -222,10 +234,20 @@ class InMemoryStore(SyncPlainMethods):
         found.sort(key=lambda run: (-run.updated_at, run.run_id))
         return found
 
+    def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that may be claimed, the first created first; see `RecordStore.claimable`."""
+        with self._lock:
+            runs = [entry.run for entry in self._unfinished.values() if entry.run is not None]
+            return claimable_page(runs, query, self._now())
+
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""
         with self._lock:
-            self._entries.pop(run_id, None)
+            self._remove(run_id)
+
+    def _remove(self, run_id: str) -> None:
+        self._entries.pop(run_id, None)
+        self._unfinished.pop(run_id, None)
 
     def purge(self, query: RunQuery) -> int:
         """Remove runs that a query finds and nobody owns; the limit counts the removed.
@@ -242,7 +264,7 @@ class InMemoryStore(SyncPlainMethods):
             ]
             removed = free[: max(0, query.limit)]
             for run_id in removed:
-                del self._entries[run_id]
+                self._remove(run_id)
             return len(removed)
 
     def health(self) -> None:
@@ -312,6 +334,10 @@ class AsyncInMemoryStore(AsyncPlainMethods):
     async def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
         return self._store.runs(query)
+
+    async def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that may be claimed, the first created first; see `RecordStore.claimable`."""
+        return self._store.claimable(query)
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

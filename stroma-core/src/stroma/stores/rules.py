@@ -7,6 +7,7 @@ built-in ones; a store that decides in its server (SQL, a script) follows them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from stroma.errors import AlreadyCommitted, ConfigError, RunLocked, StaleOwner
 from stroma.records import (
@@ -14,6 +15,7 @@ from stroma.records import (
     ClaimQuery,
     OpenRequest,
     RecordKey,
+    RunPage,
     RunQuery,
     RunRecord,
     RunStatus,
@@ -102,13 +104,34 @@ def matches(query: RunQuery, run: RunRecord) -> bool:
 def is_claimable(query: ClaimQuery, run: RunRecord, now: float) -> bool:
     """Say whether a query of claimable runs asks for a run, as far as the lease tells.
 
-    The page that its cursor asks for is left to the caller.
+    Whose page it is on, its cursor decides: see `claimable_page`.
     """
     return (
         run.status in CLAIMABLE
         and (not query.pipelines or run.pipeline in query.pipelines)
         and not is_held(run.owner, run.lease_expires_at, now)
     )
+
+
+def claimable_page(runs: Iterable[RunRecord], query: ClaimQuery, now: float) -> RunPage:
+    """Return the page that a query of claimable runs asks for.
+
+    Args:
+        runs: all that may be claimable, in any order; others among them are left out.
+        query: the query.
+        now: the time on the store's clock.
+
+    Raises:
+        ConfigError: its cursor is none of a page.
+    """
+    after = cursor_position(query.cursor) if query.cursor else None
+    found = [run for run in runs if is_claimable(query, run, now)]
+    if after is not None:
+        found = [run for run in found if (run.created_at, run.run_id) > after]
+    found.sort(key=lambda run: (run.created_at, run.run_id))
+    page = tuple(found[: max(0, query.limit)])
+    has_more = 0 < len(page) < len(found)
+    return RunPage(page, claim_cursor_after(page[-1]) if has_more else "")
 
 
 def claim_cursor_after(run: RunRecord) -> str:

@@ -24,6 +24,7 @@ from stroma.errors import (
 )
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -140,6 +141,9 @@ class Driven:
 
     def runs(self, query: RunQuery | None = None) -> RunPage:
         return self.do("runs", RunQuery() if query is None else query)  # type: ignore[no-any-return]
+
+    def claimable(self, query: ClaimQuery | None = None) -> RunPage:
+        return self.do("claimable", ClaimQuery() if query is None else query)  # type: ignore[no-any-return]
 
     def purge(self, query: RunQuery) -> int:
         return self.do("purge", query)  # type: ignore[no-any-return]

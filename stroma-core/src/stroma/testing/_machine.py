@@ -27,6 +27,7 @@ from stroma.errors import AlreadyCommitted, RunLocked, StaleOwner
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     Epoch,
     RecordKey,
@@ -36,6 +37,7 @@ from stroma.records import (
     RunUpdate,
     last_result,
 )
+from stroma.testing._claimable import claimable_in_pages
 from stroma.testing._clauses import always, clauses, if_fencing
 from stroma.testing._kit import Driven, Kit
 from stroma.testing._listing import in_pages
@@ -54,6 +56,8 @@ updates = st.sampled_from(
         None,
         RunUpdate(status=RunStatus.PARTIAL, stop_reason="later", release=True),
         RunUpdate(status=RunStatus.COMPLETED, release=True),
+        RunUpdate(status=RunStatus.PENDING, release=True),
+        RunUpdate(status=RunStatus.WAITING),
         RunUpdate(epochs=(Epoch(0, 0, False), Epoch(1, 1, True)), plan=b"{}", version="2"),
     ]
 )
@@ -200,7 +204,14 @@ class MachineOfRecords(RuleBasedStateMachine):
     @rule(run_id=run_ids, token=tokens, exists=st.booleans(), reopen=st.booleans())
     def open(self, run_id: str, token: str, exists: bool, reopen: bool) -> None:
         seconds = 30 * self.unit
-        asked = request(run_id, token, lease_seconds=seconds, must_exist=exists, reopen=reopen)
+        asked = request(
+            run_id,
+            token,
+            lease_seconds=seconds,
+            must_exist=exists,
+            reopen=reopen,
+            pipeline=_pipeline_of(run_id),
+        )
         run = self.model.runs.get(run_id)
         if run is None and exists:
             assert self.store.find_run(asked) is None
@@ -217,7 +228,7 @@ class MachineOfRecords(RuleBasedStateMachine):
             except RunLocked:
                 return
             raise AssertionError(f"{token} claimed {run_id!r}, which {run.owner} owns")
-        expected = (run or new_run(run_id, created_at=now))._replace(
+        expected = (run or new_run(run_id, created_at=now, pipeline=_pipeline_of(run_id)))._replace(
             status=RunStatus.RUNNING,
             owner=token,
             holder=f"worker {token}",
@@ -250,7 +261,6 @@ class MachineOfRecords(RuleBasedStateMachine):
         token=tokens,
         places=st.lists(st.tuples(epochs, paths, commit_ids), max_size=3),
         update=updates,
-        lease=st.sampled_from([0, 1, 30]),
     )
     def commit(
         self,
@@ -258,7 +268,6 @@ class MachineOfRecords(RuleBasedStateMachine):
         token: str,
         places: list[tuple[int, str, str]],
         update: RunUpdate | None,
-        lease: int,
     ) -> None:
         is_owner = self.model.owner(run_id) == token
         if not is_owner and not self.kit.capabilities.refuses_stale_commits:
@@ -267,8 +276,7 @@ class MachineOfRecords(RuleBasedStateMachine):
             record(run_id, path, epoch=epoch, commit_id=commit_id, payload=commit_id.encode())
             for epoch, path, commit_id in places
         )
-        lease_ms = int(lease * self.unit * 1000)
-        outcome = self.store.commit(Commit(run_id, token, records, update, lease_ms))
+        outcome = self.store.commit(Commit(run_id, token, records, update))
         if not is_owner:
             assert isinstance(outcome, StaleOwner)
             return
@@ -280,16 +288,11 @@ class MachineOfRecords(RuleBasedStateMachine):
                 return
         assert outcome is None
         self.model.records[run_id] = after
-        self.apply(run_id, update, lease_ms / 1000)
-
-    def apply(self, run_id: str, update: RunUpdate | None, lease_seconds: float) -> None:
-        run = self.model.runs[run_id]
-        if lease_seconds:
-            end = max(run.lease_expires_at, self.now() + lease_seconds)
-            run = run._replace(lease_expires_at=end)
         if update is not None:
-            run = update.apply(run, self.now())
-        self.model.runs[run_id] = run
+            self.apply(run_id, update)
+
+    def apply(self, run_id: str, update: RunUpdate) -> None:
+        self.model.runs[run_id] = update.apply(self.model.runs[run_id], self.now())
 
     @rule(claims=st.lists(st.tuples(run_ids, tokens), max_size=4), lease=st.sampled_from([1, 30]))
     def renew(self, claims: list[tuple[str, str]], lease: int) -> None:
@@ -304,7 +307,7 @@ class MachineOfRecords(RuleBasedStateMachine):
     def release(self, run_id: str, token: str) -> None:
         self.store.release(run_id, token)
         if self.model.owner(run_id) == token:
-            self.apply(run_id, RunUpdate(release=True), 0.0)
+            self.apply(run_id, RunUpdate(release=True))
 
     @rule(run_id=run_ids, path=paths, text=st.text(max_size=5))
     def save(self, run_id: str, path: str, text: str) -> None:
@@ -338,6 +341,18 @@ class MachineOfRecords(RuleBasedStateMachine):
         self.store.delete(run_id)
         self.model.forget(run_id)
 
+    @rule(limit=st.integers(1, 3), pipelines=st.sampled_from([(), ("p",), ("q", "p"), ("r",)]))
+    def claimable(self, limit: int, pipelines: tuple[str, ...]) -> None:
+        found = claimable_in_pages(self.store, ClaimQuery(pipelines, limit))
+        expected = [
+            run
+            for run in self.model.runs.values()
+            if run.status in (RunStatus.PENDING, RunStatus.RUNNING)
+            and (run.owner == "" or not self.is_held(run))
+            and (not pipelines or run.pipeline in pipelines)
+        ]
+        self.compare_lists(found, expected, lambda run: (run.created_at, run.run_id))
+
     @rule(limit=st.integers(1, 3), status=st.sampled_from([*RunStatus, None]))
     def purge(self, limit: int, status: RunStatus | None) -> None:
         statuses = () if status is None else (status,)
@@ -359,12 +374,27 @@ class MachineOfRecords(RuleBasedStateMachine):
     def it_lists_what_it_holds(self) -> None:
         found = in_pages(self.store, RunQuery(limit=3))
         runs = list(self.model.runs.values())
-        if self.clock is None:
-            assert found == sorted(found, key=lambda run: (-run.updated_at, run.run_id))
-            found, runs = sorted(found), sorted(runs)
-        else:
-            runs.sort(key=lambda run: (-run.updated_at, run.run_id))
-        self.compare(found, runs)
+        self.compare_lists(found, runs, lambda run: (-run.updated_at, run.run_id))
+
+    def compare_lists(
+        self,
+        found: list[RunRecord],
+        expected: list[RunRecord],
+        order: Callable[[RunRecord], tuple[float, str]],
+    ) -> None:
+        """Check which runs are listed, and that they are in order."""
+        assert found == sorted(found, key=order)
+        if self.clock is None:  # the model does not know the times
+            order = _id_of
+        self.compare(sorted(found, key=order), sorted(expected, key=order))
+
+
+def _id_of(run: RunRecord) -> tuple[float, str]:
+    return 0.0, run.run_id
+
+
+def _pipeline_of(run_id: str) -> str:
+    return "p" if RUN_IDS.index(run_id) % 2 else "q"
 
 
 def _timeless(run: RunRecord) -> RunRecord:

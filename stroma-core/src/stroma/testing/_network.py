@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
-from stroma.records import RunQuery, RunStatus, RunUpdate
+from stroma.records import ClaimQuery, RunQuery, RunStatus, RunUpdate
 from stroma.testing._checks import written
 from stroma.testing._clauses import clauses, if_server
 from stroma.testing._kit import Driven, Kit
@@ -147,6 +147,7 @@ class NetworkClauses:
             ("inspect", ("run",)),
             ("renew", ([("run", "alice")], 9_000_000)),
             ("runs", (RunQuery(limit=5),)),
+            ("claimable", (ClaimQuery(limit=5),)),
             ("health", ()),
             ("setup", ()),
             ("release", ("run", "alice")),

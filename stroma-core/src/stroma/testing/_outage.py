@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
-from stroma.records import RunQuery
+from stroma.records import ClaimQuery, RunQuery
 from stroma.testing._checks import written
 from stroma.testing._clauses import clauses
 from stroma.testing._kit import Driven, Kit, leaked
@@ -120,6 +120,7 @@ def _calls(kit: Kit, one: Any) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
         yield "open_run", (request("new"),), _NOT_SAID
         yield "inspect", ("run",), _NOT_SAID
         yield "runs", (RunQuery(limit=5),), _NOT_SAID
+        yield "claimable", (ClaimQuery(limit=5),), _NOT_SAID
         yield "purge", (RunQuery(tag="none"),), _NOT_SAID
         yield "release", ("other", "alice"), _NOT_SAID
         yield "health", (), _NOT_SAID

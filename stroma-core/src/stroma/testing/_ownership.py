@@ -208,29 +208,18 @@ class OwnershipClauses:
         kit.outlast(kit.lease_seconds)
         refused(bob, "bob")
 
-    def test_a_commit_extends_the_lease(self, kit: Kit) -> None:
-        """A commit's lease extends the owner's, and never shortens it."""
-        first = kit.store.open_run(request(lease_seconds=1000)).run.lease_expires_at
-        assert kit.store.commit(commit(record(), lease_seconds=5000)) is None
-        later = kit.store.inspect("run").run.lease_expires_at
-        assert abs(later - first - 4000) < 5 + kit.grain_seconds, (
-            f"a commit with a lease of 5000 s moved the end by {later - first} s"
-        )
-        assert kit.store.commit(commit(record(path="b"), lease_seconds=1)) is None
-        assert kit.store.commit(commit(lease_seconds=1)) is None
-        now = kit.store.inspect("run").run.lease_expires_at
-        assert now == later, "a commit with a short lease shortened the owner's"
-        assert kit.store.commit(commit(update=RunUpdate(stop_reason="x"))) is None
-        now = kit.store.inspect("run").run.lease_expires_at
-        assert now == later, "an update brought back the lease from before it was extended"
-
-    def test_a_commit_without_lease_leaves_it(self, kit: Kit) -> None:
-        """A commit that names no lease changes none, and an update leaves it too."""
-        end = kit.store.open_run(request(lease_seconds=1000)).run.lease_expires_at
+    def test_a_commit_leaves_the_lease(self, kit: Kit) -> None:
+        """Records and updates change no lease: only claims and renewals do."""
+        kit.store.open_run(request(lease_seconds=1000))
+        assert kit.store.renew([("run", "alice")], 5000) == [True]
+        end = kit.store.inspect("run").run.lease_expires_at
         kit.tick()
         written(kit.store, record())
+        assert kit.store.inspect("run").run.lease_expires_at == end, "a record moved the lease"
         assert kit.store.commit(commit(update=RunUpdate(stop_reason="x"))) is None
-        assert kit.store.inspect("run").run.lease_expires_at == end
+        assert kit.store.inspect("run").run.lease_expires_at == end, (
+            "an update brought back the lease from before it was renewed, or made another"
+        )
 
     def test_an_ended_lease_is_taken_over(self, kit: Kit) -> None:
         """When a lease has ended, another worker claims the run with all that is recorded."""
@@ -295,7 +284,6 @@ class OwnershipClauses:
             StaleOwner,
             "a record with a stale update",
         )
-        is_stale(kit, alice.commit(commit(token="alice", lease_seconds=9000)), "a stale lease")
         assert alice.renew([("run", "alice")], 9000) == [False], (
             "a worker whose run was taken over renewed it: it would never learn of its loss"
         )

@@ -110,6 +110,7 @@ class RecordClauses:
         all_of_them = [
             record(),
             record(kind="once"),
+            record(kind="reserved", attempt=1, position=-1),
             record(kind="attempt", attempt=1, position=-1),
             record(kind="attempt", attempt=11, position=-1),
             record(epoch=1),
@@ -120,14 +121,36 @@ class RecordClauses:
             written(kit.store, one)
         assert kit.store.fetch("run", *(r.header.key for r in all_of_them)) == all_of_them
 
+    def test_a_reservation_is_kept_beside_what_came_of_it(self, kit: Kit) -> None:
+        """A call's reservation, its failed attempt and its result are three records in order."""
+        kit.store.open_run(request())
+        reserved = record(kind="reserved", attempt=1, position=-1, payload=b"")
+        failed = record(kind="attempt", attempt=1, position=-1, usage=Usage(1, 2, None, "m", ""))
+        result = record(attempt=1, payload=b'"paid for"')
+        for one in (reserved, failed, result):
+            written(kit.store, one)
+        again = record(kind="reserved", attempt=1, position=-1)
+        refused = kit.store.commit(commit(again))
+        outcome_is(refused, AlreadyCommitted, "another reservation of the same call")
+        found = kit.another().inspect("run")
+        assert [h.kind for h in found.headers] == ["reserved", "attempt", "result"], (
+            f"of a reservation, an attempt and a result there are {list(found.headers)}"
+        )
+        assert found.last == result, "a reservation was taken for the last result"
+        assert kit.store.fetch("run", *(r.header.key for r in (reserved, failed, result))) == [
+            reserved,
+            failed,
+            result,
+        ]
+
     def test_a_commit_is_all_or_nothing(self, kit: Kit) -> None:
-        """A refused commit leaves no record, no update and no longer lease."""
+        """A refused commit leaves no record and no update."""
         taken, fresh, other = record(path="taken"), record(path="fresh"), record(path="taken")
         kit.store.open_run(request())
         written(kit.store, taken)
         before = kit.store.inspect("run").run
         kit.tick()
-        refused = kit.store.commit(commit(fresh, other, update=DONE, lease_seconds=90_000))
+        refused = kit.store.commit(commit(fresh, other, update=DONE))
         outcome_is(refused, AlreadyCommitted, "a commit with one record whose key is taken")
         assert kit.store.fetch("run", fresh.header.key) == [None], (
             "a commit that was refused for its second record wrote its first one"

@@ -221,7 +221,7 @@ class RunClauses:
         """Records and renewals leave `updated_at`; claims, updates and releases change it."""
         opened = kit.store.open_run(request())
         kit.tick()
-        assert kit.store.commit(commit(record(), lease_seconds=7200)) is None
+        assert kit.store.commit(commit(record())) is None
         assert kit.store.renew([("run", "alice")], 7200) == [True]
         after_records = kit.store.inspect("run").run.updated_at
         assert after_records == opened.run.updated_at, (

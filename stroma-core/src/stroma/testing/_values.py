@@ -178,11 +178,10 @@ def commit(
     run_id: str = "",
     token: str = "alice",
     update: RunUpdate | None = None,
-    lease_seconds: float = 0.0,
 ) -> Commit:
     """Return a commit of one run."""
     run_id = run_id or (records[0].header.run_id if records else "run")
-    return Commit(run_id, token, records, update, int(lease_seconds * 1000))
+    return Commit(run_id, token, records, update)
 
 
 def key(run_id: str = "run", path: str = "node", epoch: int | None = 0) -> RecordKey:

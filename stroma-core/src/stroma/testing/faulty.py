@@ -20,7 +20,7 @@ from stroma.errors import ConfigError, OutcomeUnknown, StoreUnavailable
 OPERATIONS = (
     *("save", "load", "delete", "save_typed", "load_typed"),
     *("setup", "open_run", "inspect", "commit_many", "renew", "release", "fetch"),
-    *("runs", "purge", "health"),
+    *("runs", "claimable", "purge", "health"),
 )
 """The operations that faults are injected into; closing is never one of them."""
 

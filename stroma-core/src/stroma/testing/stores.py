@@ -9,6 +9,7 @@ import pytest
 
 from stroma.testing._cancelling import CancellationClauses
 from stroma.testing._cancelling_threads import ThreadCancellationClauses
+from stroma.testing._claimable import ClaimableClauses, ClaimantClauses
 from stroma.testing._clauses import capability_of, report_of
 from stroma.testing._forks import ProcessClauses, SkewClauses
 from stroma.testing._interleaved import RemovalBesideWorkClauses, StatesBesideWorkClauses
@@ -39,7 +40,9 @@ class StoreConformance(
     LargeValueClauses,
     RemovalBesideWorkClauses,
     RetentionClauses,
+    ClaimableClauses,
     ListingClauses,
+    ClaimantClauses,
     RecordMachineClauses,
     OwnershipClauses,
     RecordClauses,

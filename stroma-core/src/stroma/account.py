@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from stroma.clock import Clock, Random
 from stroma.contracts import accept_state
 from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage
-from stroma.errors import ContractViolation, StoreError, UnknownPrice
+from stroma.errors import ContractViolation, StopRequested, StoreError, UnknownPrice
 from stroma.failures import Classifier, FailureClass
 from stroma.hooks import HookSet
 from stroma.journal import Journal, Stop
@@ -19,6 +19,7 @@ from stroma.plan import Step
 from stroma.records import RunStatus, digest_of
 from stroma.result import InDoubt
 from stroma.scope import NodeScope
+from stroma.stop_request import StopRequest
 from stroma.trace import EventKind, EventRow, ExecutionTrace
 
 
@@ -26,7 +27,7 @@ class Stopped(Exception):
     """The run goes no further.
 
     Attributes:
-        status: PARTIAL or FAILED.
+        status: PARTIAL or FAILED, or PENDING when it goes on without being asked for again.
         reason: why, for the result and the run record.
         error: what stopped it.
     """
@@ -48,6 +49,7 @@ class Surroundings(NamedTuple):
         hooks: what is called at the boundaries.
         context: the caller's shared dict.
         fallbacks: rules of model fallback.
+        stop_request: of the worker that took the run up, or None if its caller waits for it.
     """
 
     clock: Clock
@@ -56,6 +58,7 @@ class Surroundings(NamedTuple):
     hooks: HookSet
     context: MutableMapping[str, object]
     fallbacks: tuple[ModelFallback, ...] = ()
+    stop_request: StopRequest | None = None
 
 
 class RunAccount:
@@ -104,6 +107,28 @@ class RunAccount:
     def this_start_ms(self) -> float:
         """Active time of this start, in milliseconds."""
         return (self.clock.monotonic() - self._started) * 1000
+
+    def check_stop_request(self) -> None:
+        """Begin nothing when the worker was asked to stop.
+
+        Raises:
+            Stopped: it was.
+        """
+        asked = self.around.stop_request
+        if asked is not None and asked.is_made:
+            error = StopRequested(
+                f"run {self.journal.run_id!r}: the worker was asked to stop; what was under way "
+                "is recorded, and the run waits for a worker"
+            )
+            raise Stopped(RunStatus.PENDING, str(error), error)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next attempt, unless the worker is asked to stop."""
+        asked = self.around.stop_request
+        if asked is None:
+            await self.clock.sleep(seconds)
+        else:
+            await asked.cut_short(self.clock.sleep(seconds))
 
     def accept(self, step: Step, state: BaseModel, path: str) -> BaseModel:
         """Return the state as a step's input.

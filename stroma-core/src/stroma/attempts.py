@@ -69,7 +69,9 @@ class AttemptLoop:
             account.ledger.priced,
             self._model,
         )
-        self._is_guarded = not account.ledger.budget.is_unlimited or bool(account.around.fallbacks)
+        around = account.around
+        is_limited = not account.ledger.budget.is_unlimited or bool(around.fallbacks)
+        self._is_guarded = is_limited or around.stop_request is not None
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._watch = CancelWatch()
         self._rules_seen: tuple[ModelFallback, ...] = ()
@@ -139,10 +141,11 @@ class AttemptLoop:
                     return output
             finally:
                 leave_scope(token)
-            await self._clock.sleep(delay)
+            await self._account.pause(delay)
 
     async def _before_attempt(self, leaf: Leaf, path: str) -> tuple[ModelFallback, ...]:
         """Check the budget, and return the rules of model fallback that hold."""
+        self._account.check_stop_request()
         try:
             self._account.ledger.check(self._account.this_start_ms)
         except BudgetExceeded as exc:

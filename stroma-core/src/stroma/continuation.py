@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -49,6 +49,8 @@ class RunRequest(NamedTuple):
         resume: the run must exist.
         resume_from: go on at this node, buying again what is recorded from there on.
         restart: forget what is recorded.
+        accepts: of a worker that takes up runs by itself: says whether it takes up those of a
+            version. None when a caller asks for this run.
     """
 
     run_id: str
@@ -58,6 +60,12 @@ class RunRequest(NamedTuple):
     resume_from: str | None = None
     restart: bool = False
     payload: bytes = b""
+    accepts: Callable[[str], bool] | None = None
+
+    @property
+    def is_taken_up(self) -> bool:
+        """Whether a worker takes the run up by itself."""
+        return self.accepts is not None
 
     @property
     def must_exist(self) -> bool:
@@ -134,7 +142,7 @@ def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continua
     """
     run = opened.run
     if request.state is not None:
-        _check_input(run, plan, request.state)
+        check_input(run, plan, request.state)
     if request.restart:
         epoch = Epoch(run.epoch.number + 1, 0, False)
         return Continuation(0, {}, (), (), epoch)
@@ -280,7 +288,13 @@ def _changed(opened: OpenedRun, plan: Plan, node_id: str) -> PipelineChanged:
     )
 
 
-def _check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
+def check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
+    """Refuse another input than the one that a run was started with.
+
+    Raises:
+        RunInputMismatch: names the fields that differ.
+        SchemaMismatch: the recorded one does not fit the plan any more.
+    """
     recorded = read_input(run, plan)
     # a NaN and a private attribute differ from themselves, and are written alike
     if differ(recorded, state) and plan.takes.dump(recorded) != plan.takes.dump(state):

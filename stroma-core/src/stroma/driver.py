@@ -23,7 +23,7 @@ from stroma.errors import (
 from stroma.execution import Execution
 from stroma.failures import FailureClass
 from stroma.hooks import HookSet, RunStart
-from stroma.journal import CANCELLED, Journal, Standing, Stop
+from stroma.journal import CANCELLED, CUT, Journal, Standing, Stop
 from stroma.plan import Plan
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
@@ -60,6 +60,7 @@ class RunDriver:
         self._trace = trace
         self._hooks = around.hooks
         self._account = RunAccount(journal, ledger, trace, around, len(plan.steps) - 1)
+        self._is_taken_up = around.stop_request is not None
         self._loss = _Loss()
 
     async def drive(self, given: BaseModel | None) -> ExecutionResult:
@@ -105,7 +106,10 @@ class RunDriver:
         except Stopped as stopped:
             result = await self._stopped(stopped.status, stopped.reason, stopped.error)
         except asyncio.CancelledError:
-            await self._leave(RunStatus.CANCELLED, CANCELLED)
+            if self._is_taken_up:  # nobody waits for it who could start it again
+                await self._leave(RunStatus.PENDING, CUT)
+            else:
+                await self._leave(RunStatus.CANCELLED, CANCELLED)
             raise
         except Exception as exc:
             status = _status_after(exc)
@@ -170,6 +174,8 @@ class RunDriver:
             raise
         except StoreError as exc:
             self._could_not_say(exc)
+        if status is RunStatus.PENDING:  # in its store, for the next worker
+            status = RunStatus.PARTIAL
         return self._result(status, self._account.state, reason, error)
 
     async def _leave(self, status: RunStatus | None, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -26,6 +26,7 @@ from stroma.prices import BUILT_IN_PRICES
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult
 from stroma.run_config import RunConfig, check_runnable
+from stroma.stop_request import StopRequest
 from stroma.trace import ExecutionTrace
 
 
@@ -131,7 +132,7 @@ async def start(
     initial_state: BaseModel | Mapping[str, object] | None,
 ) -> ExecutionResult:
     """Start, continue or return a run; see `StromaRunner.run`."""
-    config, plan, settings, around, pricers = prepared
+    config, plan, settings, around, _ = prepared
     run_id = wanted.run_id
     trace = ExecutionTrace(run_id, config.trace)
     try:
@@ -153,12 +154,54 @@ async def start(
     except (StoreUnavailable, OutcomeUnknown) as exc:
         reason = f"nothing was run: {exc}"
         return ExecutionResult(run_id, RunStatus.PARTIAL, None, trace, reason, exc)
+    return await _drive(prepared, manager, journal, around, state, trace)
+
+
+async def take_up(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    run_id: str,
+    accepts: Callable[[str], bool],
+    stop_request: StopRequest,
+) -> ExecutionResult:
+    """Claim a run that waits for a worker, and go on with it.
+
+    Args:
+        prepared: the pipeline's plan and configuration.
+        manager: a level 1 store.
+        run_id: the run.
+        accepts: says whether the pipeline takes up the runs of a version.
+        stop_request: asks the run to go no further.
+
+    Raises:
+        NotWaiting: it has ended meanwhile.
+        RunLocked: another worker was faster.
+        ResumeError: it does not fit the pipeline; it stands as it stood before.
+        StoreError: the store cannot be reached.
+    """
+    request = RunRequest(run_id, True, None, resume=True, accepts=accepts)
+    journal = await open_record_journal(manager, prepared.settings, prepared.plan, request)
+    around = prepared.around._replace(stop_request=stop_request)
+    return await _drive(prepared, manager, journal, around, None)
+
+
+async def _drive(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    journal: Journal,
+    around: Surroundings,
+    state: BaseModel | None,
+    trace: ExecutionTrace | None = None,
+) -> ExecutionResult:
+    config, plan, settings, _, pricers = prepared
     ledger = Ledger(
         config.budget,
         pricers,
         fallbacks=config.model_fallbacks,
         on_unknown_price=config.on_unknown_price,
     )
+    if trace is None:
+        trace = ExecutionTrace(journal.run_id, config.trace)
     is_only_read = journal.is_complete
     result = await RunDriver(plan, journal, ledger, trace, around).drive(state)
     if not is_only_read:

@@ -86,6 +86,10 @@ class NodeTimeout(StromaError, TimeoutError):
     """A node took longer than its timeout."""
 
 
+class StopRequested(StromaError):
+    """The worker that has the run was asked to stop: the run waits for another one."""
+
+
 class ResumeError(StromaError):
     """A run cannot be continued as it was asked for."""
 

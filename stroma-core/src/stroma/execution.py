@@ -11,7 +11,7 @@ from stroma.account import RunAccount, Stopped
 from stroma.attempts import AttemptLoop
 from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
-from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
+from stroma.errors import BudgetExceeded, ContractViolation, StopRequested, UnknownPrice
 from stroma.ids import path_of
 from stroma.plan import Each, Group, Leaf, Plan, Step
 
@@ -85,14 +85,14 @@ class Execution:
         self, step: Group, state: BaseModel, index: tuple[int, ...], path: str
     ) -> BaseModel:
         value = self._account.accept(step, state, path)
-        over_budget: list[Stopped] = []
+        held_back: list[Stopped] = []
         outputs: dict[str, BaseModel] = {}
 
         async def work(child: Step) -> None:
             try:
                 outputs[child.id] = await self._step(child, value, index, -1)
             except Stopped as exc:
-                _keep_siblings(exc, over_budget)
+                _keep_siblings(exc, held_back)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -100,8 +100,8 @@ class Execution:
                     tasks.create_task(work(child))
         except BaseExceptionGroup as group:
             raise _first(group) from None
-        if over_budget:
-            raise self._restated(over_budget[0])
+        if held_back:
+            raise self._restated(held_back[0])
         return step.merge([outputs[child.id] for child in step.children])
 
     async def _each(
@@ -131,7 +131,7 @@ class Execution:
         """Fill in the outputs that are not recorded, a bounded number at a time."""
         missing = [i for i, output in enumerate(outputs) if output is None]
         left = iter(missing)
-        over_budget: list[Stopped] = []
+        held_back: list[Stopped] = []
 
         async def work(left: Iterator[int]) -> None:
             cancelling = _cancelling()
@@ -141,7 +141,7 @@ class Execution:
                     if cancelling():
                         raise asyncio.CancelledError
             except Stopped as exc:
-                _keep_siblings(exc, over_budget)
+                _keep_siblings(exc, held_back)
                 for _ in left:  # nobody begins another one
                     pass
 
@@ -151,11 +151,11 @@ class Execution:
                     tasks.create_task(work(left))
         except BaseExceptionGroup as group:
             raise _first(group) from None
-        if over_budget:
-            raise self._restated(over_budget[0])
+        if held_back:
+            raise self._restated(held_back[0])
 
     def _restated(self, stopped: Stopped) -> Stopped:
-        """Return why the budget stops the run, now that what was under way is settled."""
+        """Return why the run goes no further, now that what was under way is settled."""
         try:
             self._account.ledger.check(self._account.this_start_ms)
         except (BudgetExceeded, UnknownPrice) as exc:
@@ -178,15 +178,17 @@ def _cancelling() -> Callable[[], int]:
     return task.cancelling
 
 
-def _keep_siblings(stopped: Stopped, over_budget: list[Stopped]) -> None:
-    """Note that the budget lets nothing begin; what is under way is paid for, and goes on.
+def _keep_siblings(stopped: Stopped, held_back: list[Stopped]) -> None:
+    """Note that nothing may begin, for the budget or because the worker is to stop.
+
+    What is under way is paid for, and goes on.
 
     Raises:
         Stopped: the run is stopped for another reason.
     """
-    if not isinstance(stopped.error, BudgetExceeded | UnknownPrice):
+    if not isinstance(stopped.error, BudgetExceeded | UnknownPrice | StopRequested):
         raise stopped
-    over_budget.append(stopped)
+    held_back.append(stopped)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -24,6 +24,9 @@ _warned: weakref.WeakSet[type] = weakref.WeakSet()
 CANCELLED = "cancelled by its caller"
 """Why a cancelled run stopped."""
 
+CUT = "its worker ended before it did"
+"""Why a run stopped that a worker had taken up, and that was cancelled."""
+
 
 class Stop(NamedTuple):
     """How a run ended, for its record.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from stroma._aio import finish, uncut_within
 from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, continue_run, not_found
-from stroma.errors import OutcomeUnknown
+from stroma.errors import OutcomeUnknown, ResumeError
 from stroma.journal import CANCELLED, JournalSettings, warn_once
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.plan import Plan
 from stroma.record_journal import RecordJournal
 from stroma.records import (
+    CLAIMABLE,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -25,6 +27,10 @@ from stroma.records import (
 )
 
 
+class NotWaiting(Exception):
+    """A run that a worker meant to take up: another one has it, or has ended it meanwhile."""
+
+
 async def open_record_journal(
     manager: CheckpointManager, settings: JournalSettings, plan: Plan, request: RunRequest
 ) -> RecordJournal:
@@ -32,6 +38,7 @@ async def open_record_journal(
 
     Raises:
         RunLocked: another worker owns it.
+        NotWaiting: it was to be taken up, and has ended meanwhile.
         ResumeError: it cannot be continued as asked.
         StoreError: the store cannot be used or reached.
     """
@@ -44,17 +51,19 @@ async def open_record_journal(
                 "refuse conditional writes. Let one worker at a time run each run",
             )
     claim = new_claim(request.run_id, settings.lease_seconds)
-    new = None if request.must_exist else _new_run(request, plan, settings)
+    new = None if request.must_exist else new_run(request, plan, settings)
     reopen = request.restart or request.resume_from is not None
-    opened = await _open(manager, claim, new, reopen)
+    opened = await claim_run(manager, claim, new, reopen, is_ours=not request.is_taken_up)
     if opened is None:
         raise not_found(request)
     if opened.is_new:
         return RecordJournal(manager, settings, plan, claim, opened, None)
     try:
+        if request.accepts is not None:
+            _check_waiting(opened, plan, request.accepts)
         found = continue_run(opened, plan, request)
         if not opened.is_claimed and found.position < len(plan.steps):
-            again = await _open(manager, claim, None, True)  # there are nodes after the end
+            again = await claim_run(manager, claim, None, True)  # there are nodes after the end
             if again is None:
                 raise not_found(request)
             opened = again
@@ -66,12 +75,31 @@ async def open_record_journal(
         if found.new_epoch is not None:
             await journal.open_epoch(found.new_epoch)
     except BaseException as exc:
-        await _give_back(manager, claim, opened, exc)
+        await give_back(manager, claim, opened, exc, is_ours=not request.is_taken_up)
         raise
     return journal
 
 
-def _new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRecord:
+def _check_waiting(opened: OpenedRun, plan: Plan, accepts: Callable[[str], bool]) -> None:
+    """Refuse a run that waits for no worker any more, or not for one of this version.
+
+    Raises:
+        NotWaiting: it has ended since the worker saw it.
+        ResumeError: it is of a version that the pipeline does not accept.
+    """
+    run = opened.run
+    if not opened.is_claimed or opened.status_before not in CLAIMABLE:
+        raise NotWaiting(run.run_id)
+    if not accepts(run.version):
+        raise ResumeError(
+            f"run {run.run_id!r} is of version {run.version!r}, which version {plan.version!r} of "
+            f"pipeline {plan.name!r} does not accept: keep a worker of that version until its "
+            f"runs have ended, or, if its records fit, write accepts=[{run.version!r}]"
+        )
+
+
+def new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRecord:
+    """Return the record of a run that does not exist yet."""
     now = settings.clock.now()
     return RunRecord(
         request.run_id,
@@ -95,9 +123,27 @@ def _merged_plan(recorded: bytes, live: bytes) -> bytes:
     return now._replace(forms={**was.forms, **now.forms}).to_json()
 
 
-async def _open(
-    manager: CheckpointManager, claim: Claim, new: RunRecord | None, reopen: bool
+async def claim_run(
+    manager: CheckpointManager,
+    claim: Claim,
+    new: RunRecord | None,
+    reopen: bool = False,
+    *,
+    is_ours: bool = True,
 ) -> OpenedRun | None:
+    """Claim a run; while being cancelled, too, and then it is given back.
+
+    Args:
+        manager: the store.
+        claim: the claim.
+        new: the record to create if there is none.
+        reopen: claim it even if it is COMPLETED.
+        is_ours: see `give_back`.
+
+    Raises:
+        RunLocked: another worker owns it.
+        StoreError: the store cannot be reached.
+    """
     request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
         return await _call_open(manager.store, request)
@@ -106,10 +152,11 @@ async def _open(
         return await finish(opening, grace_seconds=SAVE_GRACE_SECONDS)
     except asyncio.CancelledError as exc:
         if opening.done() and not opening.cancelled() and opening.exception() is None:
-            await _give_back(manager, claim, opening.result(), exc)
+            await give_back(manager, claim, opening.result(), exc, is_ours=is_ours)
         raise
     except OutcomeUnknown as exc:
-        await _give_back(manager, claim, OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING)), exc)
+        unknown = OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING))
+        await give_back(manager, claim, unknown, exc, is_ours=is_ours)
         raise
 
 
@@ -119,17 +166,29 @@ async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:
     return opened
 
 
-async def _give_back(
-    manager: CheckpointManager, claim: Claim, opened: OpenedRun | None, why: BaseException
+async def give_back(
+    manager: CheckpointManager,
+    claim: Claim,
+    opened: OpenedRun | None,
+    why: BaseException,
+    *,
+    is_ours: bool = True,
 ) -> None:
     """Give a run up on the way out of an error, which a failure here must not hide.
 
     It stands as it stood before the claim, unless it was cancelled.
+
+    Args:
+        manager: the store.
+        claim: the claim.
+        opened: what it opened.
+        why: what happened.
+        is_ours: the one who is cancelled asked for this run. Otherwise others wait for it.
     """
     if opened is None or not opened.is_claimed:
         return
     update = RunUpdate(opened.status_before, release=True)
-    if isinstance(why, asyncio.CancelledError):
+    if is_ours and isinstance(why, asyncio.CancelledError):
         update = update._replace(status=RunStatus.CANCELLED, stop_reason=CANCELLED)
     commit = Commit(claim.run_id, claim.token, (), update)
     with contextlib.suppress(TimeoutError):  # what fails here is made good by the lease's end

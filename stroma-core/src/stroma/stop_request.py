@@ -1,0 +1,40 @@
+"""How a worker asks the runs that it has under way to go no further."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+class StopRequest:
+    """Tells runs to begin no other call; those under way are awaited, and recorded.
+
+    It belongs to one event loop. One request serves all the runs of a worker.
+    """
+
+    def __init__(self) -> None:
+        self._made = asyncio.Event()
+
+    @property
+    def is_made(self) -> bool:
+        """Somebody asked."""
+        return self._made.is_set()
+
+    def make(self) -> None:
+        """Ask, once and for all."""
+        self._made.set()
+
+    async def wait(self) -> None:
+        """Return when somebody has asked."""
+        await self._made.wait()
+
+    async def cut_short(self, pause: Coroutine[Any, Any, None]) -> None:
+        """Wait for a pause to end, or for somebody to ask."""
+        tasks = [asyncio.ensure_future(pause), asyncio.ensure_future(self._made.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -124,10 +124,9 @@ def commit(
     run_id: str = "",
     token: str = "alice",
     update: RunUpdate | None = None,
-    lease_ms: int = 0,
 ) -> Commit:
     return Commit(
-        run_id or (records[0].header.run_id if records else "run"), token, records, update, lease_ms
+        run_id or (records[0].header.run_id if records else "run"), token, records, update
     )
 
 

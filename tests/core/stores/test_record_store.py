@@ -12,7 +12,10 @@ async def test_times_are_exactly_those_of_the_clock(store: Awaited, clock: Manua
     assert (run.created_at, run.updated_at) == (clock.time, clock.time)
     assert run.lease_expires_at == clock.time + 60
     clock.time += 50.5
-    await store.commit_many([commit(record(), lease_ms=60_000)])
+    await store.commit_many([commit(record())])
+    (listed,) = (await store.runs(RunQuery())).runs
+    assert listed == run
+    await store.renew([("run", "alice")], 60_000)
     (listed,) = (await store.runs(RunQuery())).runs
     assert listed == run._replace(lease_expires_at=clock.time + 60)
     clock.time += 0.25

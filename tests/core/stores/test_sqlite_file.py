@@ -26,7 +26,7 @@ from stroma.errors import (
 from stroma.records import RunQuery, RunStatus, RunUpdate
 from stroma.stores import _sqlite_session
 from stroma.stores.sqlite import SQLiteStore
-from tests.core.stores.support import ManualClock, Note, commit, in_child, record, request
+from tests.core.stores.support import Note, commit, in_child, record, request
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -310,20 +310,6 @@ class TestTrouble:
         await store.aclose()
         assert opened is not None
         assert [header.path for header in opened.headers] == ["9", "8", "7"]
-
-    async def test_a_lease_that_is_nearly_whole_is_not_rewritten(
-        self, sqlite: SQLiteStore, clock: ManualClock
-    ) -> None:
-        opened = await sqlite.open_run(request(lease_seconds=60))
-        assert opened is not None
-        clock.time += 0.5
-        await sqlite.commit_many([commit(record(path="a"), lease_ms=60_000)])
-        (run,) = (await sqlite.runs(RunQuery())).runs
-        assert run == opened.run
-        clock.time += 0.5
-        await sqlite.commit_many([commit(record(path="b"), lease_ms=60_000)])
-        (run,) = (await sqlite.runs(RunQuery())).runs
-        assert run.lease_expires_at == clock.time + 60
 
     def test_a_limit_on_the_file(self, database: Path) -> None:
         """The process may write only so much, as under `ulimit -f`."""

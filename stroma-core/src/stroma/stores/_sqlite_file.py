@@ -12,7 +12,13 @@ from typing import Final
 
 from stroma.errors import ConfigError, StoreUnusable
 from stroma.stores._sqlite_errors import error_code
-from stroma.stores._sqlite_schema import APPLICATION_ID, CREATE, FORMAT
+from stroma.stores._sqlite_schema import (
+    APPLICATION_ID,
+    CREATE,
+    CREATE_LATER,
+    FORMAT,
+    HAS_ALL,
+)
 
 _LOG_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _RETRY_SECONDS: Final = 0.005
@@ -122,14 +128,21 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_seconds: float) -> None:
     connection.execute("PRAGMA trusted_schema = OFF")
-    if not _is_store_now(connection, path):
+    if not _is_store_now(connection, path) or not _has_all(connection):
         connection.execute("BEGIN IMMEDIATE")
         if not _is_store(connection, path):  # else another process was quicker
             _create(connection)
+        for statement in CREATE_LATER:
+            connection.execute(statement)
         connection.execute("COMMIT")
     _switch_log_on(connection, path, busy_timeout_seconds)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
+
+
+def _has_all(connection: sqlite3.Connection) -> bool:
+    (count,) = connection.execute(HAS_ALL).fetchone()
+    return bool(count)
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from stroma.errors import RecordCorrupt
 from stroma.record_codec import storable, usage_from_row, usage_to_row
 from stroma.records import (
+    CLAIMABLE,
     CheckpointRecord,
     RecordHeader,
     RunRecord,
@@ -89,6 +90,15 @@ CREATE: Final = (
     ) WITHOUT ROWID
     """,
 )
+
+UNFINISHED: Final = "status IN (" + ", ".join(f"'{status.value}'" for status in CLAIMABLE) + ")"
+"""What the index of that name has; a query that says so in these words is answered from it."""
+
+CREATE_LATER: Final = (
+    f"CREATE INDEX IF NOT EXISTS runs_unfinished ON runs (created_at, run_id) WHERE {UNFINISHED}",
+)
+"""What an existing file gets when it is opened, if it lacks it."""
+HAS_ALL: Final = "SELECT count(*) FROM sqlite_master WHERE name = 'runs_unfinished'"
 
 RUN_COLUMNS: Final = (
     "run_id, status, stop_reason, pipeline, version, tags, owner, holder, lock, "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from stroma.clock import Clock
@@ -14,6 +13,7 @@ from stroma.record_codec import storable, usage_to_row
 from stroma.records import (
     PLAIN_EPOCH,
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -27,6 +27,12 @@ from stroma.records import (
 )
 from stroma.stores._owner_lock import OwnerLock
 from stroma.stores._sqlite_errors import UNSTORABLE, unstorable
+from stroma.stores._sqlite_queries import (
+    IS_FREE,
+    conditions_of,
+    conditions_of_claims,
+    has_tag,
+)
 from stroma.stores._sqlite_schema import (
     HEADER_COLUMNS,
     RUN_COLUMNS,
@@ -39,9 +45,9 @@ from stroma.stores._sqlite_schema import (
 )
 from stroma.stores.rules import (
     already_committed,
+    claim_cursor_after,
     claimed,
     cursor_after,
-    cursor_position,
     is_closed_book,
     is_held,
     locked,
@@ -119,9 +125,11 @@ _LIST: Final = (
     "SELECT " + RUN_COLUMNS + ", input_payload, plan "
     "FROM runs CROSS JOIN run_documents USING (run_id) WHERE "
 )
+# Without being told, SQLite reads every unfinished run by its status, and sorts them.
+_LIST_UNFINISHED: Final = _LIST.replace("FROM runs ", "FROM runs INDEXED BY runs_unfinished ")
 _LIST_IDS: Final = "SELECT run_id FROM runs WHERE "
 _NEWEST_FIRST: Final = " ORDER BY updated_at DESC, run_id LIMIT ?"
-_IS_FREE: Final = " AND NOT (owner <> '' AND lease_expires_at > ?)"
+_OLDEST_FIRST: Final = " ORDER BY created_at, run_id LIMIT ?"
 _DELETE: Final = (
     "DELETE FROM records WHERE run_id = ?",
     "DELETE FROM run_documents WHERE run_id = ?",
@@ -141,7 +149,8 @@ class Tables:
     """
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock, lock: OwnerLock) -> None:
-        connection.create_function("has_tag", 2, _has_tag, deterministic=True)
+        connection.create_function("has_tag", 2, has_tag, deterministic=True)
+        connection.create_function("is_dead", 1, lock.is_dead)
         self._execute = connection.cursor().execute
         self._now = clock.now
         self._lock = lock
@@ -305,13 +314,23 @@ class Tables:
 
     def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
-        if query.limit < 1:
+        where, values = conditions_of(query)
+        return self._page(_LIST + where + _NEWEST_FIRST, values, query.limit, cursor_after)
+
+    def claimable(self, query: ClaimQuery) -> RunPage:
+        """List unfinished runs without a living owner, the first created first."""
+        where, values = conditions_of_claims(query, self._now())
+        statement = _LIST_UNFINISHED + where + _OLDEST_FIRST
+        return self._page(statement, values, query.limit, claim_cursor_after)
+
+    def _page(
+        self, statement: str, values: Row, limit: int, cursor_of: Callable[[RunRecord], str]
+    ) -> RunPage:
+        if limit < 1:
             return RunPage(())
-        where, values = _conditions(query)
-        statement = _LIST + where + _NEWEST_FIRST
-        found = self._execute(statement, (*values, query.limit + 1)).fetchall()
-        page = tuple(run_of(row) for row in found[: query.limit])
-        return RunPage(page, cursor_after(page[-1]) if len(found) > query.limit else "")
+        found = self._execute(statement, (*values, limit + 1)).fetchall()
+        page = tuple(run_of(row) for row in found[:limit])
+        return RunPage(page, cursor_of(page[-1]) if len(found) > limit else "")
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records."""
@@ -320,8 +339,8 @@ class Tables:
 
     def purge(self, query: RunQuery) -> int:
         """Remove runs that a query finds and nobody owns, up to its limit."""
-        where, values = _conditions(query)
-        statement = _LIST_IDS + where + _IS_FREE + _NEWEST_FIRST
+        where, values = conditions_of(query)
+        statement = _LIST_IDS + where + IS_FREE + _NEWEST_FIRST
         found = self._execute(statement, (*values, self._now(), query.limit)).fetchall()
         for (run_id,) in found:
             self.delete(run_id)
@@ -346,27 +365,3 @@ def _changes(run_id: str, update: RunUpdate, now: float) -> Row:
         *((0.0, "", "", "") if update.release else (None,) * 4),
         run_id,
     )
-
-
-def _conditions(query: RunQuery) -> tuple[str, Row]:
-    """Return the condition of a query and the values for its marks."""
-    found: list[tuple[str, Row]] = []
-    if query.statuses:
-        marks = ", ".join("?" for _ in query.statuses)
-        found.append((f"status IN ({marks})", tuple(map(str, query.statuses))))
-    if query.pipeline is not None:
-        found.append(("pipeline = ?", (query.pipeline,)))
-    if query.tag is not None:
-        found.append(("has_tag(tags, ?)", (query.tag,)))
-    if query.updated_before is not None:
-        found.append(("updated_at < ?", (query.updated_before,)))
-    if query.cursor:
-        updated_at, run_id = cursor_position(query.cursor)
-        after = "(updated_at < ? OR (updated_at = ? AND run_id > ?))"
-        found.append((after, (updated_at, updated_at, run_id)))
-    where = " AND ".join(condition for condition, _ in found) or "1"
-    return where, tuple(value for _, values in found for value in values)
-
-
-def _has_tag(tags: str, tag: str) -> bool:
-    return tag in json.loads(tags)

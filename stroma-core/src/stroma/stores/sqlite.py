@@ -16,6 +16,7 @@ from stroma.errors import ConfigError, StoreError
 from stroma.level0 import AsyncPlainMethods
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -166,6 +167,13 @@ class SQLiteStore(AsyncPlainMethods):
         nobody from writing.
         """
         return await self._writer.run(lambda tables: tables.runs(query), Mode.READ)
+
+    async def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that may be claimed, the first created first; see `RecordStore.claimable`.
+
+        A run whose owner on this machine is dead is one of them at once, whatever its lease.
+        """
+        return await self._writer.run(lambda tables: tables.claimable(query), Mode.READ)
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

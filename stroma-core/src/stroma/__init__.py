@@ -65,7 +65,7 @@ from stroma.hooks import BudgetDetails, NodeHooks, RetryDetails, RunStart
 from stroma.nodes import fan_out, node, parallel, stroma_node
 from stroma.pipeline import Pipeline
 from stroma.records import RunStatus
-from stroma.result import ExecutionResult, InDoubt
+from stroma.result import ExecutionResult, InDoubt, Submitted
 from stroma.run_config import RunConfig
 from stroma.runner import StromaRunner
 from stroma.schemas import register_models
@@ -132,6 +132,7 @@ __all__ = [
     "StoreUnusable",
     "StromaError",
     "StromaRunner",
+    "Submitted",
     "TraceDifference",
     "TraceEvent",
     "TraceOptions",

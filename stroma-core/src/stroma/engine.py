@@ -24,9 +24,10 @@ from stroma.plain_journal import open_plain_journal
 from stroma.plan import Plan, compile_plan
 from stroma.prices import BUILT_IN_PRICES
 from stroma.records import RunStatus
-from stroma.result import ExecutionResult
+from stroma.result import ExecutionResult, Submitted
 from stroma.run_config import RunConfig, check_runnable
 from stroma.stop_request import StopRequest
+from stroma.submission import submit as write_run
 from stroma.trace import ExecutionTrace
 
 
@@ -155,6 +156,22 @@ async def start(
         reason = f"nothing was run: {exc}"
         return ExecutionResult(run_id, RunStatus.PARTIAL, None, trace, reason, exc)
     return await _drive(prepared, manager, journal, around, state, trace)
+
+
+async def submit(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    run_id: str,
+    input: BaseModel | Mapping[str, object] | None,
+    tags: tuple[str, ...] | None,
+) -> Submitted:
+    """Write a run that a worker takes up; see `StromaRunner.submit`."""
+    plan, settings = prepared.plan, prepared.settings
+    if tags is not None:
+        settings = settings._replace(tags=tags)
+    state, payload = _first_state(plan, input)
+    request = RunRequest(run_id, True, state, payload=payload)
+    return await write_run(manager, settings, plan, request)
 
 
 async def take_up(

@@ -22,7 +22,7 @@ class RunStatus(StrEnum):
     """Where a run stands, as stored and in results."""
 
     PENDING = "PENDING"
-    """Submitted, and never started."""
+    """Submitted, or given back by a worker: it waits for one."""
     RUNNING = "RUNNING"
     """Claimed by a worker, or left by one that died."""
     WAITING = "WAITING"

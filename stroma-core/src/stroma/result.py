@@ -12,6 +12,21 @@ from stroma.records import RunStatus
 from stroma.trace import ExecutionTrace
 
 
+class Submitted(NamedTuple):
+    """A run that was submitted, and that a worker takes up.
+
+    Attributes:
+        run_id: give it to `run()` to get the result, or to the command line to see how it stands.
+        status: PENDING when it waits, RUNNING when a worker has it, COMPLETED when it was done
+            before, WAITING when somebody has to say what became of a call.
+        is_new: this call has created it.
+    """
+
+    run_id: str
+    status: RunStatus
+    is_new: bool
+
+
 class InDoubt(NamedTuple):
     """An attempt that was cut: it may have been billed, and nobody here knows.
 

@@ -20,9 +20,9 @@ from stroma.failures import Classifier, FailurePolicy, PolicyMap
 from stroma.hooks import NodeHooks
 from stroma.ids import check_id
 from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
-from stroma.pipeline import Pipeline
+from stroma.pipeline import Pipeline, set_runner_factory
 from stroma.records import unique_id
-from stroma.result import ExecutionResult
+from stroma.result import ExecutionResult, Submitted
 from stroma.run_config import RunConfig, changed_config
 from stroma.stores.memory import AsyncInMemoryStore
 
@@ -329,6 +329,47 @@ class StromaRunner:
             )
         )
 
+    async def submit(
+        self,
+        pipeline: Pipeline,
+        input: BaseModel | Mapping[str, object] | None = None,
+        *,
+        run_id: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Submitted:
+        """Write a run that nobody owns yet: a worker of the pipeline takes it up.
+
+        A run id that the caller gives is an idempotency key. A run that has stopped, as PARTIAL,
+        FAILED or CANCELLED, waits for a worker again; one that a worker has is left to it.
+
+        Args:
+            pipeline: what is to run, which a worker finds by its name.
+            input: what the first node takes; not needed for a run that exists.
+            run_id: the id; a new one if neither this nor the configuration gives one.
+            tags: words for listing runs; those of the configuration if they are not given.
+
+        Returns:
+            The run's id, and how it stands.
+
+        Raises:
+            ConfigError: wrong use, or a store that keeps no records of runs.
+            ContractViolation: the input does not fit the first node.
+            RunInputMismatch: the id is in use for another input.
+            StoreError: the store cannot be reached; ask again with the same id.
+        """
+        if not isinstance(pipeline, Pipeline):
+            raise ConfigError(
+                f"submit() takes a Pipeline, which a worker finds by its name, not "
+                f"{type(pipeline).__name__}: write Pipeline(name, nodes)"
+            )
+        chosen = self._config.run_id if run_id is None else check_id(run_id, "run id")
+        if tags is not None:
+            tags = changed_config(None, {"tags": tags}).tags
+        submitted: Submitted = await _engine().submit(
+            self._prepare(pipeline, input), self._manager, chosen or unique_id(), input, tags
+        )
+        return submitted
+
     async def aclose(self) -> None:
         """Close the stores that the runner opened itself."""
         while self._opened:
@@ -381,3 +422,24 @@ def _as_tuple(nodes: object) -> object:
         return tuple(nodes)
     is_list = isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes)
     return tuple(nodes) if is_list else nodes  # type: ignore[arg-type]
+
+
+def configured_runner() -> StromaRunner:
+    """Return the runner of pipelines that have none of their own, for one use.
+
+    Raises:
+        ConfigError: no store is configured. One in memory would be seen by nobody else.
+    """
+    from stroma.config import open_default_store
+
+    store = open_default_store()
+    if store is None:
+        raise ConfigError(
+            "there is no store that workers share: set STROMA_STORE, write it into stroma.toml, "
+            "or give the pipeline a runner that has one: Pipeline(…, runner=StromaRunner.quick("
+            "store='sqlite:///runs.db'))"
+        )
+    return StromaRunner()._use_store(store, owned=True)
+
+
+set_runner_factory(configured_runner)

@@ -31,7 +31,7 @@ class StopRequest:
 
     async def cut_short(self, pause: Coroutine[Any, Any, None]) -> None:
         """Wait for a pause to end, or for somebody to ask."""
-        tasks = [asyncio.ensure_future(pause), asyncio.ensure_future(self._made.wait())]
+        tasks = [asyncio.ensure_future(pause), asyncio.ensure_future(self.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

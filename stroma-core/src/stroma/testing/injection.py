@@ -197,7 +197,12 @@ class FailingPipeline(Pipeline, Failing):
         self._failures = _failures_of(pipeline.nodes)
         nodes = [_wrapped(node, self._failures) for node in pipeline.nodes]
         super().__init__(
-            pipeline.name, nodes, version=pipeline.version, upcasters=pipeline.upcasters
+            pipeline.name,
+            nodes,
+            version=pipeline.version,
+            accepts=pipeline.accepts,
+            upcasters=pipeline.upcasters,
+            runner=pipeline.runner,
         )
 
 

@@ -145,9 +145,8 @@ def commit(
     run_id: str = "run",
     token: str = "alice",
     update: RunUpdate | None = None,
-    lease_ms: int = 0,
 ) -> Commit:
-    return Commit(run_id, token, records, update, lease_ms)
+    return Commit(run_id, token, records, update)
 
 
 async def headers_of(store: S3Store, run_id: str = "run") -> list[str]:
@@ -163,7 +162,10 @@ def events_of(store: S3Store) -> Any:
 
 @contextmanager
 def counted(store: S3Store) -> Iterator[list[str]]:
-    """Collect the requests that the store sends, as "PUT /bucket/key"."""
+    """Collect the requests that the store sends, as "PUT /bucket/key".
+
+    Markers are removed while the caller goes on: close the store within to have them all.
+    """
     sent: list[str] = []
 
     def note(request: Any, **_: object) -> None:

@@ -13,16 +13,29 @@ from typing import Any
 
 import pytest
 
-from stroma.records import OpenedRun, RunQuery, RunStatus
+from stroma.records import CLAIMABLE, ClaimQuery, OpenedRun, RunQuery, RunStatus, RunUpdate
 from stroma_s3 import S3Store
 from tests.s3.conftest import close
-from tests.s3.support import DONE, commit, events_of, record, request
+from tests.s3.support import DONE, commit, events_of, keys_in, record, request
 from tests.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 Make = Callable[..., S3Store]
 
-OPERATIONS = ("create", "commit", "end", "takeover", "renew", "release", "delete", "purge")
+OPERATIONS = (
+    "create",
+    "commit",
+    "submit",
+    "end",
+    "takeover",
+    "reopen",
+    "renew",
+    "release",
+    "delete",
+    "purge",
+)
+SUBMITTED = RunUpdate(status=RunStatus.PENDING, release=True)
+FAILED = RunUpdate(status=RunStatus.FAILED, release=True)
 
 
 async def prepare(store: S3Store, operation: str) -> None:
@@ -35,6 +48,8 @@ async def prepare(store: S3Store, operation: str) -> None:
         await asyncio.sleep(1.3)  # a new process knows the server's time to a second only
     if operation == "purge":
         await store.release("run", "alice")
+    if operation == "reopen":
+        await store.commit_many([commit(update=FAILED)])
 
 
 async def act(store: S3Store, operation: str) -> None:
@@ -44,7 +59,9 @@ async def act(store: S3Store, operation: str) -> None:
         await store.commit_many([commit(record("b", position=1), record("c", position=2))])
     elif operation == "end":
         await store.commit_many([commit(record("b", position=1), update=DONE)])
-    elif operation == "takeover":
+    elif operation == "submit":
+        await store.commit_many([commit(update=SUBMITTED)])
+    elif operation in {"takeover", "reopen"}:
         await store.open_run(request(token="bob"))
     elif operation == "renew":
         await store.renew([("run", "alice")], 60_000)
@@ -69,7 +86,9 @@ def is_right(operation: str, state: tuple[list[str], str, RunStatus] | None) -> 
     after: dict[str, list[object]] = {
         "create": [None, ([], "alice", running)],
         "commit": [before, (["a", "b", "c"], "alice", running)],
+        "submit": [before, (["a"], "", RunStatus.PENDING)],
         "end": [before, (["a", "b"], "", RunStatus.COMPLETED)],
+        "reopen": [(["a"], "", RunStatus.FAILED), (["a"], "bob", running)],
         "takeover": [before, (["a"], "bob", running)],
         "renew": [before],
         "release": [before, (["a"], "", running)],
@@ -96,7 +115,7 @@ def dies_at(store: S3Store, number: int, *, is_sent: bool) -> None:
 def child(settings: dict[str, Any]) -> None:
     async def body() -> None:
         store = S3Store(settings["bucket"], **settings["options"])
-        if settings["operation"] in {"commit", "end", "renew", "release"}:
+        if settings["operation"] in {"commit", "submit", "end", "renew", "release"}:
             await store.open_run(request())  # its own run: the token may claim again
         await store.setup()
         dies_at(store, settings["number"], is_sent=settings["is_sent"])
@@ -150,11 +169,27 @@ def test_a_kill_at_any_request_leaves_all_or_nothing(
         assert is_right(operation, states(found)), f"killed at request {number}: {found}"
         listed = asyncio.run(reader.runs(RunQuery())).runs
         assert listed == (() if found is None else (found.run,))
+        assert_is_marked(server, bucket, reader, found)
         asyncio.run(goes_on(reader))
+        assert asyncio.run(reader.claimable(ClaimQuery())).runs == ()
         close(reader)
         if not was_killed:
             assert number > 1
             return
+
+
+def assert_is_marked(
+    server: S3Server, bucket: str, reader: S3Store, found: OpenedRun | None
+) -> None:
+    """Check that a run which is open is found among the others, now or when its lease has ended."""
+    if found is None or found.run.status not in CLAIMABLE:
+        return
+    claimable = asyncio.run(reader.claimable(ClaimQuery())).runs
+    assert claimable == (() if found.run.owner else (found.run,))
+    view = reader._here().services().logs._read("run")
+    assert view is not None
+    mark = reader._here().keys.mark(view.run, view.log, view.mark)
+    assert mark in keys_in(server, bucket, "open/")
 
 
 async def goes_on(store: S3Store) -> None:

@@ -48,10 +48,13 @@ async def test_encryption_and_storage_class_go_with_every_object(
 
 
 async def test_all_keys_are_below_the_prefix(make: Make, server: S3Server, bucket: str) -> None:
-    await everything(make(prefix="team/a"))
+    store = make(prefix="team/a")
+    await everything(store)
+    await store.open_run(request("open"))
+    await store.aclose()
     found = keys_in(server, bucket)
     assert all(key.startswith("team/a/") for key in found)
-    assert len(found) == 4
+    assert len(found) == 4 + 2
 
 
 async def test_stores_with_other_prefixes_do_not_see_each_other(
@@ -227,13 +230,13 @@ async def test_a_purge_that_dies_after_its_claim_leaves_the_run_as_it_was(
     store = make()
     await everything(store)
     before = await store.inspect("run")
-    logs = store._here().services().logs
+    removal = store._here().services().removal
     monkeypatch.setattr(_listing, "_FENCE_SECONDS", 0.0)
 
     def dies(*_: Any, **__: Any) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(logs, "delete", dies)
+    monkeypatch.setattr(removal, "delete", dies)
     with pytest.raises(RuntimeError):
         await store.purge(RunQuery())
     after = await make().inspect("run")

@@ -82,7 +82,8 @@ async def test_where_the_header_is_not_known_the_store_looks_before_it_writes(
         await bob.open_run(request(token="bob"))
     with counted(alice) as sent:
         assert await alice.commit_many([commit(record("b", position=1), update=DONE)]) == [None]
-    assert [line.split()[0] for line in sent] == ["HEAD", "PUT"]
+        await alice.aclose()
+    assert [line.split()[0] for line in sent] == ["HEAD", "PUT", "DELETE"]
     opened = await bob.open_run(request(token="bob"))
     assert opened is not None
     assert not opened.is_claimed

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 import stroma
-from stroma.records import RunQuery
+from stroma.records import RunQuery, RunStatus, RunUpdate
 from stroma.testing import TcpProxy
 from stroma_s3 import S3Store
 from tests.s3.support import DONE, commit, counted, headers_of, record, request
@@ -35,13 +35,31 @@ def nodes(count: int) -> list[object]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
-async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests(store: S3Store, count: int) -> None:
+async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests_and_its_marker(
+    store: S3Store, count: int
+) -> None:
     await store.setup()
     runner = stroma.StromaRunner.quick(store=store)
     with counted(store) as sent:
         result = await runner.run(nodes(count), Text(text="x"), run_id="run")
+        await store.aclose()
     assert result.final_state == Text(text="x" + "+" * count)
-    assert [line.split()[0] for line in sent] == ["PUT"] * (count + 1)
+    assert [line.split()[0] for line in sent] == ["PUT"] * (count + 2) + ["DELETE"]
+    written, removed = sent[0].split()[1], sent[-1].split()[1]
+    assert written == removed
+    assert "/open/" in written
+    assert [line for line in sent[1:-1] if "/open/" in line] == []
+
+
+async def test_submitting_a_run_takes_four_and_a_removal(store: S3Store) -> None:
+    """Two markers, as the second one tells others that the run can be claimed at once."""
+    await store.setup()
+    with counted(store) as sent:
+        await store.open_run(request())
+        submitted = RunUpdate(status=RunStatus.PENDING, release=True)
+        assert await store.commit_many([commit(update=submitted)]) == [None]
+        await store.aclose()
+    assert [line.split()[0] for line in sent] == ["PUT"] * 4 + ["DELETE"]
 
 
 async def test_on_the_wire_each_of_them_is_one_round_trip(server: S3Server, make: Make) -> None:
@@ -52,8 +70,8 @@ async def test_on_the_wire_each_of_them_is_one_round_trip(server: S3Server, make
         await store.open_run(request())
         await store.commit_many([commit(record("a"))])
         await store.commit_many([commit(record("b"), update=DONE)])
-        assert proxy.round_trips - before == 3
         await store.aclose()
+        assert proxy.round_trips - before == 2 + 1 + 1 + 1  # the marker comes first, and goes last
 
 
 async def test_setup_takes_one_request_once_the_bucket_is_known(make: Make) -> None:
@@ -63,7 +81,7 @@ async def test_setup_takes_one_request_once_the_bucket_is_known(make: Make) -> N
     with counted(store) as sent:
         await store.setup()
         await store.open_run(request())
-    assert len(sent) == 1
+    assert len(sent) == 2  # its marker and its head
 
 
 async def test_a_retry_that_was_paid_for_rides_on_the_result(store: S3Store) -> None:
@@ -93,11 +111,12 @@ async def test_opening_a_finished_run_does_not_take_a_request_for_each_node(
     await other.setup()
     with counted(other) as sent:
         opened = await other.open_run(request(token="bob"))
+        await other.aclose()
     assert opened is not None
     assert len(opened.headers) == 31
     assert opened.last is not None
     assert opened.last.header.path == "last"
-    assert len(sent) == 5
+    assert len(sent) == 7
 
 
 async def test_a_renewal_takes_two_requests(store: S3Store) -> None:

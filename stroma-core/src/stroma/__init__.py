@@ -18,7 +18,6 @@ from stroma.checkpoint import (
 )
 from stroma.contracts import ContractRegistry, NodeContract
 from stroma.cost import (
-    Estimate,
     ExecutionBudget,
     ModelFallback,
     Price,
@@ -29,7 +28,6 @@ from stroma.cost import (
 from stroma.errors import (
     AlreadyCommitted,
     BudgetExceeded,
-    CallInDoubt,
     CheckpointNotFound,
     ConfigError,
     ContractViolation,
@@ -85,7 +83,6 @@ __all__ = [
     "AsyncInMemoryStore",
     "BudgetDetails",
     "BudgetExceeded",
-    "CallInDoubt",
     "CheckpointManager",
     "CheckpointNotFound",
     "CheckpointStore",
@@ -93,7 +90,6 @@ __all__ = [
     "ConfigError",
     "ContractRegistry",
     "ContractViolation",
-    "Estimate",
     "ExecutionBudget",
     "ExecutionResult",
     "ExecutionTrace",

@@ -54,6 +54,7 @@ class Entry(NamedTuple):
             in the head, the input of the run; in a step that is its own base, the index.
         lead: what is there, if it was read.
         is_end: the run was deleted; nothing comes after this.
+        mark: the newest place, this one or an earlier one, that a marker was written for.
     """
 
     id: str
@@ -68,6 +69,12 @@ class Entry(NamedTuple):
     lead_at: tuple[int, int] = (0, 0)
     lead: bytes | None = None
     is_end: bool = False
+    mark: int = 0
+
+    @property
+    def is_marked(self) -> bool:
+        """A marker is written for this step."""
+        return self.mark == self.slot
 
 
 def encode(entry: Entry, payloads: Sequence[bytes] = (), lead: bytes = b"") -> bytes:
@@ -86,6 +93,7 @@ def encode(entry: Entry, payloads: Sequence[bytes] = (), lead: bytes = b"") -> b
         "lease_expires_at": entry.lease_expires_at,
         "state": entry.state,
         "base": entry.base,
+        "mark": entry.mark,
         "lead": len(lead),
     }
     if entry.run is not None:
@@ -176,6 +184,7 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
             (size, lead),
             data[size : size + lead] if len(data) >= size + lead else None,
             bool(members.get("is_end", False)),
+            int(members["mark"]),
         )
     except (ValueError, KeyError, TypeError) as exc:
         raise RecordCorrupt(f"object {key!r} of a run cannot be read: {exc!r}") from exc

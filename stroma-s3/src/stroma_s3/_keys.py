@@ -4,6 +4,8 @@ Below the prefix there are
 
 - ``runs/<run>``: the head of a run, written once when the run is created;
 - ``logs/<run>/<log>/<slot>``: what happened to it since, an object for each step;
+- ``open/<created>/<run>/<log>/<slot>``: a marker of a run that is PENDING or RUNNING, so that those
+  are found among all the others, the first created first;
 - ``plain/<run>/<path>/<kind>.<attempt>``: what `save` kept outside runs;
 - ``probe/<random>``: what `setup` and `health` write and remove again;
 - ``stroma-s3.json``: what `setup` found out about the server.
@@ -20,7 +22,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from stroma.errors import ConfigError
-from stroma.records import RecordKey
+from stroma.records import RecordKey, RunRecord
 
 MAX_KEY_BYTES: Final = 1024
 """The longest key, in bytes of UTF-8: Amazon S3 User Guide, "Naming Amazon S3 objects"."""
@@ -29,11 +31,15 @@ MAX_PREFIX_BYTES: Final = 400
 """Leaves room for the longest key that is put behind it, which has less than 500 bytes."""
 
 SLOT_DIGITS: Final = 10
+TIME_DIGITS: Final = 17
+"""Microseconds since the epoch, until long after the year 5000."""
+
 MAX_PART_BYTES: Final = 192
 """An encoded id that is longer is replaced by its SHA-256; the object has the whole id."""
 
 HEADS: Final = "runs/"
 LOGS: Final = "logs/"
+OPEN: Final = "open/"
 PLAIN: Final = "plain/"
 PROBE: Final = "probe/"
 MARKER: Final = "stroma-s3.json"
@@ -41,6 +47,7 @@ MARKER: Final = "stroma-s3.json"
 _PART = re.compile(r"[\w%-]+|~[0-9a-f]{64}", re.ASCII)
 _KIND = re.compile(r"[a-z]+\.-?\d+")
 _SLOT = re.compile(rf"\d{{{SLOT_DIGITS}}}")
+_TIME = re.compile(rf"\d{{{TIME_DIGITS}}}")
 
 
 class LogKey(NamedTuple):
@@ -55,6 +62,30 @@ class LogKey(NamedTuple):
     run: str
     log: str
     slot: int
+
+
+class MarkKey(NamedTuple):
+    """The parts of the key of a marker.
+
+    Attributes:
+        time: when the run was created, as `time_part` writes it.
+        run: the encoded run id.
+        log: id of the run's log.
+        slot: the place in the log that the marker was written for.
+    """
+
+    time: str
+    run: str
+    log: str
+    slot: int
+
+
+def time_part(seconds: float) -> str:
+    """Return a time as one part of a key, so that keys are in the order of their times.
+
+    Times that differ by less than a microsecond may give the same.
+    """
+    return f"{min(max(round(seconds * 1e6), 0), 10**TIME_DIGITS - 1):0{TIME_DIGITS}d}"
 
 
 def part_of(id_: str) -> str:
@@ -101,6 +132,7 @@ class Keys:
         self.prefix = prefix
         self.heads = prefix + HEADS
         self.logs = prefix + LOGS
+        self.open = prefix + OPEN
         self.marker = prefix + MARKER
 
     def head(self, run_id: str) -> str:
@@ -118,6 +150,14 @@ class Keys:
     def logs_of(self, run_id: str) -> str:
         """Return what the keys of all logs of a run begin with."""
         return f"{self.logs}{part_of(run_id)}/"
+
+    def mark(self, run: RunRecord, log: str, slot: int) -> str:
+        """Return the key of the marker of a run that is for a place in its log."""
+        return f"{self.marks_of(run)}{log}/{slot:0{SLOT_DIGITS}d}"
+
+    def marks_of(self, run: RunRecord) -> str:
+        """Return what the keys of all markers of a run begin with."""
+        return f"{self.open}{time_part(run.created_at)}/{part_of(run.run_id)}/"
 
     def plain(self, key: RecordKey) -> str:
         """Return the key of a record that `save` wrote."""
@@ -144,6 +184,15 @@ class Keys:
         if not all(_PART.fullmatch(part) for part in parts[:2]):
             return None
         return LogKey(parts[0], parts[1], int(parts[2]))
+
+    def parse_mark(self, key: str) -> MarkKey | None:
+        """Return the parts of the key of a marker; None if it is none."""
+        parts = key[len(self.open) :].split("/")
+        if len(parts) != 4 or not _TIME.fullmatch(parts[0]) or not _SLOT.fullmatch(parts[3]):
+            return None
+        if not all(_PART.fullmatch(part) for part in parts[1:3]):
+            return None
+        return MarkKey(parts[0], parts[1], parts[2], int(parts[3]))
 
     def is_plain_of(self, run_id: str, key: str) -> bool:
         """Say whether a key is that of a plain record of a run."""

@@ -12,10 +12,10 @@ from stroma.ownership import describe_worker
 from stroma.records import RunPage, RunQuery, RunRecord
 from stroma.stores.rules import cursor_after, cursor_position, is_held, matches
 from stroma_s3._client import Bucket, Listed
-from stroma_s3._documents import Entry
 from stroma_s3._keys import Keys
-from stroma_s3._log import PURGING, RunLogs, Vanished
-from stroma_s3._view import View, with_input
+from stroma_s3._log import PURGING, RunLogs
+from stroma_s3._removal import Removal
+from stroma_s3._view import View
 
 _ABOUT: Final = "listing runs"
 _BATCH: Final = 64
@@ -59,11 +59,14 @@ class Listing:
     full.
     """
 
-    def __init__(self, bucket: Bucket, keys: Keys, readers: Executor, logs: RunLogs) -> None:
+    def __init__(
+        self, bucket: Bucket, keys: Keys, readers: Executor, logs: RunLogs, removal: Removal
+    ) -> None:
         self._bucket = bucket
         self._keys = keys
         self._readers = readers
         self._logs = logs
+        self._removal = removal
 
     def runs(self, query: RunQuery) -> RunPage:
         """List runs; see `RecordStore.runs`.
@@ -95,9 +98,9 @@ class Listing:
         run = found.run
         if is_held(run.owner, run.lease_expires_at, self._bucket.clock.now()):
             return False
-        if not self._logs.fence(found.view, PURGING + describe_worker(), _FENCE_SECONDS):
+        if not self._removal.fence(found.view, PURGING + describe_worker(), _FENCE_SECONDS):
             return False
-        self._logs.delete(run.run_id, is_fenced=True)
+        self._removal.delete(run.run_id, is_fenced=True)
         return True
 
     def _matching(self, query: RunQuery) -> Iterator[_Found]:
@@ -152,32 +155,10 @@ class Listing:
     def _found(self, candidate: _Candidate) -> _Found | None:
         """Read what became of a run; None if it was deleted meanwhile."""
         head = self._logs.entry_at(candidate.head.key, None, 0)
-        if head is None or head.run is None:
+        if head is None:
             return None
-        try:
-            view = View(self._logs.with_input(head))
-        except Vanished:
-            return None
-        slot = candidate.last.get(head.log, 0)
-        return _Found(view.run, view) if not slot else self._after(view, slot)
-
-    def _after(self, view: View, slot: int) -> _Found | None:
-        run_id = view.run.run_id
-        last = self._step(view, slot)
-        if last is None or last.is_end:
-            return None
-        stated = last if last.state in {0, slot} else self._step(view, last.state)
-        if stated is None:
-            return None
-        if stated.run is not None:
-            view.run = with_input(stated.run, view.run)
-        view.run = view.run._replace(run_id=run_id, lease_expires_at=last.lease_expires_at)
-        view.next_slot, view.state, view.base = slot + 1, last.state, last.base
-        return _Found(view.run, view)
-
-    def _step(self, view: View, slot: int) -> Entry | None:
-        run_id = view.run.run_id
-        return self._logs.entry_at(self._keys.slot(run_id, view.log, slot), run_id, slot)
+        view = self._logs.glance(head, candidate.last.get(head.log, 0))
+        return None if view is None else _Found(view.run, view)
 
     def _sweep(self) -> None:
         """Remove logs that belong to no run: what a deletion left behind that was killed."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from stroma.errors import RecordCorrupt, StoreError, StoreUnavailable
 from stroma.records import (
+    CLAIMABLE,
     PLAIN_EPOCH,
     CheckpointRecord,
     OpenedRun,
@@ -22,7 +23,8 @@ from stroma.stores.rules import claimed, is_closed_book, is_held, locked, stale
 from stroma_s3._client import Bucket
 from stroma_s3._documents import Entry, Located, decode, decode_index, decode_plain, encode
 from stroma_s3._keys import Keys
-from stroma_s3._view import Change, Renewal, View, judged
+from stroma_s3._markers import Markers
+from stroma_s3._view import Change, Renewal, View, judged, with_input
 from stroma_s3._views import Views
 
 _TRIES: Final = 20
@@ -47,25 +49,29 @@ class RunLogs:
         keys: under which keys.
         readers: reads many objects at a time. Nothing that runs in it waits for others there.
         views: what this process has read or written.
+        markers: of the runs that are PENDING or RUNNING.
     """
 
-    def __init__(self, bucket: Bucket, keys: Keys, readers: Executor, views: Views) -> None:
+    def __init__(
+        self, bucket: Bucket, keys: Keys, readers: Executor, views: Views, markers: Markers
+    ) -> None:
         self._bucket = bucket
         self._keys = keys
         self._readers = readers
         self._views = views
+        self._markers = markers
 
     def open_run(self, request: OpenRequest) -> OpenedRun | None:
         """Claim a run, new or not; see `RecordStore.open_run`.
 
-        A new run takes one request. Otherwise: two to find out, one for every thousand steps of
-        its log and one for each step to read it, one to claim it and one to see that nobody
-        deleted it meanwhile.
+        A new run takes two requests: its marker and its head. Otherwise: three and a removal to
+        find out, one for every thousand steps of its log and one for each step to read it, one or
+        two to claim it and one to see that nobody deleted it meanwhile.
         """
         self._views.forget(request.run_id)
         for number in range(1, _TRIES + 1):
             new = request.new
-            head = self._head(request.run_id) if new is None else self._created(request, new)
+            head = self.head(request.run_id) if new is None else self._created(request, new)
             if isinstance(head, OpenedRun):
                 return head
             view = self._read(request.run_id, head, with_input=True)
@@ -85,9 +91,11 @@ class RunLogs:
         head = Entry(unique_id(), run.run_id, unique_id(), 0, run.lease_expires_at, 0, run)
         key = self._keys.head(run.run_id)
         body = encode(head, lead=run.input_payload)
-        if not self._bucket.put_new(key, body, _about(run.run_id)):
-            found = self._head(run.run_id)
+        self._markers.put(run, head.log, 0)
+        if not self._bucket.put_new(key, body, about_run(run.run_id)):
+            found = self.head(run.run_id)
             if found is None or found.id != head.id:
+                self._markers.remove_later(run, head.log, 0)
                 return found
         self._views.keep(View(head))
         return OpenedRun(run, (), None, True, True)
@@ -107,7 +115,7 @@ class RunLogs:
                 raise locked(run, now)
             opened = self._opened(view)  # a payload that is gone is noticed before the claim
             mine = claimed(run, request, now)
-            if not self._append(view, view.step(mine, mine.lease_expires_at)):
+            if not self.append(view, view.step(mine, mine.lease_expires_at)):
                 continue
             if not self._is_current(view):
                 return None
@@ -153,13 +161,15 @@ class RunLogs:
             entry, body = draft.encoded()
             is_fresh = False
             try:
-                if not self._append(view, entry, body):
+                if not self.append(view, entry, body):
                     continue
             except Vanished:
                 view = self._read(run_id)
                 continue
             if self._must_look(changes, held_until) and not self._is_current(view):
-                self._bucket.delete_one(self._key(entry), _about(run_id))  # nobody would find it
+                self._bucket.delete_one(self._key(entry), about_run(run_id))  # nobody would find it
+                if entry.is_marked:
+                    self._markers.remove_later(view.run, entry.log, entry.slot)
                 view = None
                 continue
             self._views.keep(view)
@@ -178,22 +188,34 @@ class RunLogs:
             return True
         return held_until <= self._bucket.clock.now()
 
-    def _append(self, view: View, entry: Entry, body: bytes | None = None) -> bool:
+    def append(self, view: View, entry: Entry, body: bytes | None = None) -> bool:
         """Write the next step and take note of it; if another one is there, of that.
 
         Raises:
             Vanished: the log is being removed.
         """
-        key, about = self._key(entry), _about(entry.run_id)
+        run, mark = view.run, view.mark
         body = view.encoded(entry) if body is None else body
-        if self._bucket.put_new(key, body, about):
-            view.fold(decode(body, entry.run_id, entry.slot, key))
-            return True
-        found = self._entry(entry.run_id, entry.log, entry.slot)
+        if entry.is_marked:
+            self._markers.put(run, entry.log, entry.slot)
+        found = self._written(entry, body)
+        is_ours = found is not None and found.id == entry.id
+        if not is_ours and entry.is_marked:
+            self._markers.remove_later(run, entry.log, entry.slot)
         if found is None:
             raise Vanished
         view.fold(found)
-        return found.id == entry.id
+        is_marked_as_before = view.mark == mark and view.run.status in CLAIMABLE
+        if is_ours and run.status in CLAIMABLE and not is_marked_as_before:
+            self._markers.remove_later(run, entry.log, mark)
+        return is_ours
+
+    def _written(self, entry: Entry, body: bytes) -> Entry | None:
+        """Write a step, and return what is at its place then; None if the log is being removed."""
+        key = self._key(entry)
+        if self._bucket.put_new(key, body, about_run(entry.run_id)):
+            return decode(body, entry.run_id, entry.slot, key)
+        return self.entry(entry.run_id, entry.log, entry.slot)
 
     def _read(
         self, run_id: str, head: Entry | None = None, *, with_input: bool = False
@@ -206,7 +228,7 @@ class RunLogs:
             with_input: also read what is large.
         """
         for _ in range(_TRIES):
-            head = self._head(run_id) if head is None else head
+            head = self.head(run_id) if head is None else head
             if head is None:
                 return None
             with suppress(Vanished):
@@ -238,12 +260,12 @@ class RunLogs:
         after = self._keys.log(run_id, view.log)
         if view.next_slot > 1:
             after = self._keys.slot(run_id, view.log, view.next_slot - 1)
-        slots = self._slots(run_id, view.log, after)
+        slots = self.slots(run_id, view.log, after)
         if view.next_slot == 1 and len(slots) > 1:
             self._begin_late(view, slots[-1])
             slots = [slot for slot in slots if slot >= view.next_slot]
         expected = list(range(view.next_slot, view.next_slot + len(slots)))
-        entries = list(self._readers.map(lambda n: self._entry(run_id, view.log, n), expected))
+        entries = list(self._readers.map(lambda n: self.entry(run_id, view.log, n), expected))
         for slot, entry in zip(expected, entries, strict=True):
             if entry is None:
                 raise self._missing(view, slot)
@@ -262,11 +284,11 @@ class RunLogs:
     def _begin_late(self, view: View, last: int) -> None:
         """Begin with the newest step that has an index, if there is one."""
         run_id = view.run.run_id
-        found = self._entry(run_id, view.log, last)
+        found = self.entry(run_id, view.log, last)
         if found is None:
             raise Vanished
         if found.base not in {0, last}:
-            found = self._entry(run_id, view.log, found.base)
+            found = self.entry(run_id, view.log, found.base)
         if found is None:
             raise Vanished
         if found.base:
@@ -276,22 +298,24 @@ class RunLogs:
         if entry.lead is not None:
             return entry.lead
         start, size = entry.lead_at
-        data = self._bucket.get(self._key(entry), _about(entry.run_id), start, size)
+        data = self._bucket.get(self._key(entry), about_run(entry.run_id), start, size)
         if data is None:
             raise Vanished
         return data
 
-    def _slots(self, run_id: str, log: str, after: str = "") -> list[int]:
+    def slots(self, run_id: str, log: str, after: str = "") -> list[int]:
         """Return the places of a log that are taken, in order."""
         prefix = self._keys.log(run_id, log)
-        listed = self._bucket.list(prefix, _about(run_id), after)
+        listed = self._bucket.list(prefix, about_run(run_id), after)
         parsed = (self._keys.parse_log(found.key) for found in listed)
         return [found.slot for found in parsed if found is not None]
 
-    def _head(self, run_id: str) -> Entry | None:
-        return self._entry(run_id, "", 0)
+    def head(self, run_id: str) -> Entry | None:
+        """Return the first step of a run, or None if there is no run."""
+        return self.entry(run_id, "", 0)
 
-    def _entry(self, run_id: str, log: str, slot: int) -> Entry | None:
+    def entry(self, run_id: str, log: str, slot: int) -> Entry | None:
+        """Return the step at a place, or None; see `entry_at`."""
         return self.entry_at(self._keys.slot(run_id, log, slot), run_id, slot)
 
     def entry_at(self, key: str, run_id: str | None, slot: int) -> Entry | None:
@@ -305,13 +329,48 @@ class RunLogs:
         Raises:
             RecordCorrupt: it holds something else.
         """
-        data = self._bucket.get_head(key, f"object {key!r}" if run_id is None else _about(run_id))
+        data = self._bucket.get_head(
+            key, f"object {key!r}" if run_id is None else about_run(run_id)
+        )
         if data is None:
             return None
         entry = decode(data, run_id, slot, key)
         if run_id is None and self._keys.head(entry.run_id) != key:
             raise RecordCorrupt(f"object {key!r} is the head of run {entry.run_id!r}")
         return entry
+
+    def glance(self, head: Entry, slot: int) -> View | None:
+        """Return a run without its records, from the last step of its log.
+
+        Args:
+            head: its head.
+            slot: the place of the last step; 0 if there is none but the head.
+
+        Returns:
+            The run with its input, as that step left it; None if it was deleted meanwhile.
+        """
+        if head.run is None:
+            return None
+        try:
+            view = View(self.with_input(head))
+        except Vanished:
+            return None
+        return view if not slot or self._skip_to(view, slot) else None
+
+    def _skip_to(self, view: View, slot: int) -> bool:
+        run_id = view.run.run_id
+        last = self.entry(run_id, view.log, slot)
+        if last is None or last.is_end:
+            return False
+        stated = last if last.state in {0, slot} else self.entry(run_id, view.log, last.state)
+        if stated is None:
+            return False
+        if stated.run is not None:
+            view.run = with_input(stated.run, view.run)
+        view.run = view.run._replace(run_id=run_id, lease_expires_at=last.lease_expires_at)
+        view.next_slot, view.state, view.base = slot + 1, last.state, last.base
+        view.mark = last.mark
+        return True
 
     def with_input(self, head: Entry) -> Entry:
         """Return the head of a run with the run's input.
@@ -324,7 +383,7 @@ class RunLogs:
         return head._replace(run=head.run._replace(input_payload=self._lead(head)))
 
     def _is_current(self, view: View) -> bool:
-        head = self._head(view.run.run_id)
+        head = self.head(view.run.run_id)
         return head is not None and head.log == view.log
 
     def _key(self, entry: Entry) -> str:
@@ -343,7 +402,7 @@ class RunLogs:
         if key.epoch not in {None, PLAIN_EPOCH}:
             return None
         name = self._keys.plain(key)
-        data = self._bucket.get(name, _about(key.run_id))
+        data = self._bucket.get(name, about_run(key.run_id))
         if data is None:
             return None
         record = decode_plain(data, name)
@@ -372,92 +431,14 @@ class RunLogs:
             return CheckpointRecord(place.header, b"")
         run_id = view.run.run_id
         key = self._keys.slot(run_id, view.log, place.slot)
-        payload = self._bucket.get(key, _about(run_id), place.offset, place.size)
+        payload = self._bucket.get(key, about_run(run_id), place.offset, place.size)
         if payload is None:
             raise self._missing(view, place.slot)
         return CheckpointRecord(place.header, payload)
 
-    def delete(self, run_id: str, *, is_fenced: bool = False) -> None:
-        """Remove a run, its records and its plain ones; see `RecordStore.delete`.
 
-        The head goes first: from then on there is no run, and what a death on the way leaves
-        behind belongs to none, until it is deleted once more or swept by a purge.
-
-        Args:
-            run_id: the run.
-            is_fenced: nobody can be adding to it.
-        """
-        about = _about(run_id)
-        # Listed before the head is read: what is listed belongs to this head or to an older one,
-        # never to a run that somebody creates meanwhile.
-        doomed = set(self._objects_of(run_id))
-        try:
-            head = self._head(run_id)
-        except RecordCorrupt:
-            head = None
-            self._bucket.delete_one(self._keys.head(run_id), about)
-        self._views.forget(run_id)
-        if head is not None:
-            self._bucket.delete_one(self._keys.head(run_id), about)
-        if head is not None and not is_fenced:
-            end = self._seal(head)
-            written_since = self._slots(run_id, head.log)
-            doomed |= {self._keys.slot(run_id, head.log, slot) for slot in written_since}
-            doomed.discard(end or "")
-        self._bucket.delete(sorted(doomed), about)
-
-    def _objects_of(self, run_id: str) -> list[str]:
-        """Return the keys of everything that is kept of a run, except its head."""
-        about, logs, plain = _about(run_id), self._keys.logs_of(run_id), self._keys.plain_of(run_id)
-        of_logs = (found.key for found in self._bucket.list(logs, about))
-        of_plain = (found.key for found in self._bucket.list(plain, about))
-        return [key for key in of_logs if self._keys.parse_log(key) is not None] + [
-            key for key in of_plain if self._keys.is_plain_of(run_id, key)
-        ]
-
-    def _seal(self, head: Entry) -> str | None:
-        """Put an end into the log of a run that somebody owns, so that its worker is told.
-
-        Returns:
-            The end's key: it stays, as the worker's next step would find the place free.
-        """
-        slots = self._slots(head.run_id, head.log)
-        last = head
-        if slots:
-            try:
-                last = self._entry(head.run_id, head.log, slots[-1]) or head
-            except RecordCorrupt:
-                return None  # nobody can go on with it
-        while not last.is_end and last.lease_expires_at > self._bucket.clock.now():
-            slot = last.slot + 1
-            end = Entry(
-                unique_id(), head.run_id, head.log, slot, last.lease_expires_at, is_end=True
-            )
-            if self._bucket.put_new(self._key(end), encode(end), _about(head.run_id)):
-                return self._key(end)
-            taken = self._entry(head.run_id, head.log, slot)
-            if taken is None:
-                break  # another deletion removes it
-            last = taken
-        return None
-
-    def fence(self, view: View, holder: str, lease_seconds: float) -> bool:
-        """Claim a run that nobody owns, without any other change, to delete it.
-
-        Returns:
-            False if somebody did something to it since it was read.
-        """
-        expires_at = self._bucket.clock.now() + lease_seconds
-        run = view.run._replace(owner=unique_id(), holder=holder, lease_expires_at=expires_at)
-        # Not a base: the view of a listing has no records.
-        step = view.step(run, expires_at)._replace(base=view.base)
-        try:
-            return self._append(view, step)
-        except Vanished:
-            return False
-
-
-def _about(run_id: str) -> str:
+def about_run(run_id: str) -> str:
+    """Return how messages name a run."""
     return f"run {run_id!r}"
 
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from stroma.checkpoint import Capabilities, Durability
 from stroma.errors import StoreError
 from stroma_s3 import _probe
+from stroma_s3._claimable import ClaimableRuns
 from stroma_s3._client import Bucket, Conditional, make_client
 from stroma_s3._clock import ServerClock
 from stroma_s3._keys import Keys
 from stroma_s3._listing import Listing
 from stroma_s3._log import RunLogs
+from stroma_s3._markers import Markers
 from stroma_s3._options import S3Options
+from stroma_s3._removal import Removal
 from stroma_s3._view import Change, Renewal
 from stroma_s3._views import Views
 
@@ -51,8 +54,11 @@ class Services:
         self.is_own_client = own
         self.bucket = Bucket(client, options, clock, is_own_client=own)
         self.bucket.conditional = _probe.setup(self.bucket, keys, readers)
-        self.logs = RunLogs(self.bucket, keys, readers, views)
-        self.listing = Listing(self.bucket, keys, readers, self.logs)
+        markers = Markers(self.bucket, keys, readers)
+        self.logs = RunLogs(self.bucket, keys, readers, views, markers)
+        self.removal = Removal(self.bucket, keys, self.logs, views, markers)
+        self.listing = Listing(self.bucket, keys, readers, self.logs, self.removal)
+        self.claimable = ClaimableRuns(self.bucket, keys, readers, self.logs, markers)
 
 
 class Runtime:

@@ -12,12 +12,12 @@ from typing import NamedTuple, TypeAlias
 
 from stroma.errors import AlreadyCommitted, RecordCorrupt, StoreError
 from stroma.records import (
+    CLAIMABLE,
     Commit,
     RecordHeader,
     RecordKey,
     RecordKind,
     RunRecord,
-    RunUpdate,
     last_result,
     unique_id,
 )
@@ -48,10 +48,12 @@ class View:
         state: the newest place that has the run record.
         records: every record with its place, oldest first.
         base: the newest place that has an index of the records before it.
+        mark: the newest place that a marker was written for; it is there as long as the run is
+            PENDING or RUNNING.
         is_deleted: the log has its end.
     """
 
-    __slots__ = ("base", "is_deleted", "log", "next_slot", "records", "run", "state")
+    __slots__ = ("base", "is_deleted", "log", "mark", "next_slot", "records", "run", "state")
 
     def __init__(self, head: Entry) -> None:
         if head.run is None:
@@ -61,6 +63,7 @@ class View:
         self.next_slot = 1
         self.state = 0
         self.base = 0
+        self.mark = 0
         self.records: dict[Place, Located] = {}
         self.is_deleted = False
 
@@ -68,7 +71,8 @@ class View:
         """Return a view that another thread may go on with."""
         twin = object.__new__(View)
         twin.run, twin.log, twin.next_slot = self.run, self.log, self.next_slot
-        twin.state, twin.base, twin.is_deleted = self.state, self.base, self.is_deleted
+        twin.state, twin.base, twin.mark = self.state, self.base, self.mark
+        twin.is_deleted = self.is_deleted
         twin.records = dict(self.records)
         return twin
 
@@ -91,6 +95,7 @@ class View:
             )
         self.next_slot += 1
         self.base = entry.base
+        self.mark = entry.mark
         if entry.run is not None:
             self.run = with_input(entry.run, self.run)
             self.state = entry.slot
@@ -124,10 +129,20 @@ class View:
             lease_expires_at: see `Entry`.
         """
         slot = self.next_slot
-        entry = Entry(unique_id(), self.run.run_id, self.log, slot, lease_expires_at)
+        mark = slot if self._has_to_be_marked(run or self.run, lease_expires_at) else self.mark
+        entry = Entry(unique_id(), self.run.run_id, self.log, slot, lease_expires_at, mark=mark)
         if run is None:
             return entry._replace(state=self.state, base=self.base)
         return entry._replace(state=slot, base=slot, run=run)
+
+    def _has_to_be_marked(self, after: RunRecord, lease_expires_at: float) -> bool:
+        """Say whether others have to look at the run anew because of the next step.
+
+        They look at a marker that they do not know, and again when the lease ends that they
+        found then.
+        """
+        is_open, was_open = after.status in CLAIMABLE, self.run.status in CLAIMABLE
+        return is_open and (not was_open or lease_expires_at < self.run.lease_expires_at)
 
     def encoded(self, entry: Entry, payloads: Sequence[bytes] = ()) -> bytes:
         """Return the object of the next step."""
@@ -159,11 +174,13 @@ class Draft:
         if not change.token or self._run.owner != change.token:
             return stale(self._run.run_id, self._run.holder)
         if isinstance(change, Renewal):
-            self._set_lease(self._now + change.lease_ms / 1000)
+            expires_at = self._now + change.lease_ms / 1000
+            self._run = self._run._replace(lease_expires_at=expires_at)
         elif (refused := self._add_records(change)) is not None:
             return refused
-        else:
-            self._update(change.update, change.lease_ms)
+        elif change.update is not None:
+            self._run = change.update.apply(self._run, self._now)
+            self._has_run_changed = True
         self.is_wanted = True
         return None
 
@@ -189,16 +206,6 @@ class Draft:
             return stored.header.commit_id
         added = self._added.get(place)
         return None if added is None else added.commit_id
-
-    def _update(self, update: RunUpdate | None, lease_ms: int) -> None:
-        if lease_ms:
-            self._set_lease(max(self._run.lease_expires_at, self._now + lease_ms / 1000))
-        if update is not None:
-            self._run = update.apply(self._run, self._now)
-            self._has_run_changed = True
-
-    def _set_lease(self, expires_at: float) -> None:
-        self._run = self._run._replace(lease_expires_at=expires_at)
 
     def encoded(self) -> tuple[Entry, bytes]:
         """Return the step and its object."""

@@ -15,6 +15,7 @@ from stroma.errors import ConfigError, OutcomeUnknown, StoreError, StoreUnusable
 from stroma.level0 import AsyncPlainMethods
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -188,10 +189,18 @@ class S3Store(AsyncPlainMethods):
         """
         return await self._do(lambda services: services.listing.runs(query))
 
+    async def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that may be claimed, the first created first; see `RecordStore.claimable`.
+
+        It takes one request for every thousand runs that are PENDING or RUNNING, and three or
+        four for each run that is looked at, however many others there are.
+        """
+        return await self._do(lambda services: services.claimable.page(query))
+
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""
         (done,) = await _all_of(
-            [self._here().submit(lambda services: services.logs.delete(run_id))]
+            [self._here().submit(lambda services: services.removal.delete(run_id))]
         )
         done.result()
 

@@ -464,7 +464,7 @@ async def test_a_damaged_run_record_is_refused(calls: Calls, plan: bytes) -> Non
     runner, nodes = make_runner(store), _chain(calls, "a", "b", bad="b")
     await runner.run(nodes, Number(), run_id="r")
     entry = store._entries["r"]
-    entry.put(entry.run._replace(plan=plan))  # type: ignore[union-attr]
+    entry.run = entry.run._replace(plan=plan)  # type: ignore[union-attr]
     with pytest.raises(RecordCorrupt, match="plan cannot be read"):
         await runner.run(nodes, Number(), run_id="r")
 

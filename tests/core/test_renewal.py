@@ -52,7 +52,7 @@ def taken_over(store: FaultyStore) -> None:
 def change(store: FaultyStore, **changes: object) -> None:
     with store.inner._lock:
         for entry in store.inner._entries.values():
-            entry.put(entry.run._replace(**changes))
+            entry.run = entry.run._replace(**changes)
 
 
 async def test_a_node_may_take_longer_than_the_lease(store: Any) -> None:

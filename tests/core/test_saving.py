@@ -337,27 +337,6 @@ async def test_a_complete_run_whose_end_cannot_be_told_is_complete(
     assert "its store could not be told" in caplog.text
 
 
-async def test_a_working_run_keeps_its_lease(clock: FakeClock) -> None:
-    store = InMemoryStore(clock=clock)
-    locked: list[bool] = []
-
-    def slow(node_id: str) -> Any:
-        @node(id=node_id, input=Number, output=Number)
-        async def a(state: Number) -> Number:
-            clock.advance(20)
-            try:
-                await make_runner(store, clock=clock).run([a], Number(), run_id="r")
-            except RunLocked:
-                locked.append(True)
-            return state
-
-        return a
-
-    runner = make_runner(store, clock=clock, lease_seconds=30)
-    result = await runner.run([slow(f"n{i}") for i in range(5)], Number(), run_id="r")
-    assert (result.status, len(locked)) == (RunStatus.COMPLETED, 5)
-
-
 # -- opening ---------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import stroma
-from stroma import attempts
+from stroma import calling
 from tests.core.helpers import Number, make_runner
 
 
@@ -54,7 +54,7 @@ async def test_what_a_sync_node_returns_after_a_cancellation_is_recorded(store: 
 async def test_a_sync_node_that_does_not_return_is_given_up_after_a_while(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "THREAD_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(calling, "THREAD_GRACE_SECONDS", 0.01)
     slow, runner = Slow(), make_runner(store)
     run = asyncio.create_task(runner.run([slow.node], Number(value=1), run_id="job"))
     await started(slow)

@@ -18,6 +18,7 @@ from stroma.checkpoint import (
 )
 from stroma.contracts import ContractRegistry, NodeContract
 from stroma.cost import (
+    Estimate,
     ExecutionBudget,
     ModelFallback,
     Price,
@@ -28,6 +29,7 @@ from stroma.cost import (
 from stroma.errors import (
     AlreadyCommitted,
     BudgetExceeded,
+    CallInDoubt,
     CheckpointNotFound,
     ConfigError,
     ContractViolation,
@@ -83,6 +85,7 @@ __all__ = [
     "AsyncInMemoryStore",
     "BudgetDetails",
     "BudgetExceeded",
+    "CallInDoubt",
     "CheckpointManager",
     "CheckpointNotFound",
     "CheckpointStore",
@@ -90,6 +93,7 @@ __all__ = [
     "ConfigError",
     "ContractRegistry",
     "ContractViolation",
+    "Estimate",
     "ExecutionBudget",
     "ExecutionResult",
     "ExecutionTrace",

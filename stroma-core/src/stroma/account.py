@@ -11,7 +11,13 @@ from pydantic import BaseModel
 from stroma.clock import Clock, Random
 from stroma.contracts import accept_state
 from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage
-from stroma.errors import ContractViolation, StopRequested, StoreError, UnknownPrice
+from stroma.errors import (
+    BudgetExceeded,
+    ContractViolation,
+    StopRequested,
+    StoreError,
+    UnknownPrice,
+)
 from stroma.failures import Classifier, FailureClass
 from stroma.hooks import HookSet
 from stroma.journal import Journal, Stop
@@ -27,7 +33,8 @@ class Stopped(Exception):
     """The run goes no further.
 
     Attributes:
-        status: PARTIAL or FAILED, or PENDING when it goes on without being asked for again.
+        status: PARTIAL or FAILED; PENDING when it goes on without being asked for again; WAITING
+            until somebody says what became of a call.
         reason: why, for the result and the run record.
         error: what stopped it.
     """
@@ -37,6 +44,13 @@ class Stopped(Exception):
         self.status = status
         self.reason = reason
         self.error = error
+
+    @property
+    def spares_siblings(self) -> bool:
+        """Whether what is under way beside it goes on: it is paid for, and none of it failed."""
+        return self.status is RunStatus.WAITING or isinstance(
+            self.error, BudgetExceeded | UnknownPrice | StopRequested
+        )
 
 
 class Surroundings(NamedTuple):
@@ -100,6 +114,7 @@ class RunAccount:
         self.has_cut_saves = False
         self.skipped: dict[str, None] = {}
         self.ended: Stop | UnknownPrice | None = None
+        self._let_go = asyncio.Event()
         self._has_previews = trace.options.preview_bytes > 0
         self._started = self.clock.monotonic()
 
@@ -156,13 +171,33 @@ class RunAccount:
         )
 
     def settle(self, node_id: str, scope: NodeScope) -> Usage:
-        """Add what an attempt used to the run's account."""
-        usage = scope.usage
+        """Add what an attempt used to the run's account, in the place of what was set aside.
+
+        An attempt of which nobody knows what it used is charged what was set aside, if that is
+        more than what it reported.
+        """
+        usage, held = scope.usage, scope._held
+        if held is not None:
+            if scope._doubt:
+                usage = held.larger(usage)
+            self.let_go(scope)
         if usage is NO_USAGE:
             return usage
         self.ledger.settle(usage)
         self.usage[node_id] = self.usage.get(node_id, NO_USAGE).plus(usage)
         return usage
+
+    def let_go(self, scope: NodeScope) -> None:
+        """Give back what was set aside for an attempt, and wake those that wait for it."""
+        if scope._held is not None:
+            self.ledger.let_go(scope._held)
+            scope._held = None
+            self._let_go.set()
+            self._let_go = asyncio.Event()
+
+    async def until_let_go(self) -> None:
+        """Wait until something that is set aside is given back."""
+        await self._let_go.wait()
 
     def save(
         self,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable
 from typing import Final
 
 from pydantic import BaseModel
 
-from stroma._aio import CancelWatch, in_daemon_thread, settled, uncut_within
+from stroma._aio import CancelWatch, uncut_within
 from stroma.account import RunAccount, Stopped
 from stroma.batching import SAVE_GRACE_SECONDS
+from stroma.calling import NodeCaller, count_output
 from stroma.contracts import accept_state, dump_state
-from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
+from stroma.cost import ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import (
     BudgetExceeded,
-    ConfigError,
     ContractViolation,
-    NodeTimeout,
     RecordTooLarge,
     StoreError,
     StromaError,
@@ -34,11 +32,12 @@ from stroma.failures import (
     policy_for,
 )
 from stroma.hooks import BudgetDetails, RetryDetails
-from stroma.nodes import split_output
 from stroma.plan import Leaf
 from stroma.records import RunStatus
+from stroma.reservations import Reservations, waiting
 from stroma.result import InDoubt
-from stroma.scope import MODEL_KEY, NodeScope, RunScope, SharedContext, enter_scope, leave_scope
+from stroma.scope import MODEL_KEY, NodeScope, RunScope, enter_scope, leave_scope
+from stroma.violations import Mended, Violations, is_refused_output
 
 logger = logging.getLogger("stroma")
 
@@ -47,10 +46,6 @@ STATUS_AFTER: Final = {
     FailureClass.AMBIGUOUS: RunStatus.FAILED,
     FailureClass.TERMINAL: RunStatus.FAILED,
 }
-
-
-THREAD_GRACE_SECONDS: Final = 10.0
-"""How long a cancelled run waits for a sync node that is under way."""
 
 
 class AttemptLoop:
@@ -74,6 +69,9 @@ class AttemptLoop:
         self._is_guarded = is_limited or around.stop_request is not None
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._watch = CancelWatch()
+        self._caller = NodeCaller(account, self._watch)
+        self._reservations = Reservations(account)
+        self._violations = Violations(account)
         self._rules_seen: tuple[ModelFallback, ...] = ()
         self._budget_reported = False
 
@@ -97,7 +95,7 @@ class AttemptLoop:
             state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
         )
         if self._journal.is_continued:
-            mended = await self._refused_output(leaf, path, position)
+            mended = await self._mend_recorded(leaf, index, path, position)
             if mended is not None:
                 return mended
         attempt = 0
@@ -109,25 +107,24 @@ class AttemptLoop:
             )
             token = enter_scope(scope)
             try:
-                if self._hooks.any_node_hook:
-                    state_dict = leaf.takes.fields(value)
-                    await self._hooks.fire("on_node_start", scope.run_id, path, state_dict)
+                if leaf.is_reserved or self._hooks.any_node_hook:
+                    await self._announce(leaf, value, scope)
                 began = self._clock.monotonic()
                 try:
                     if leaf.is_bare and not self._has_deadline:
                         raw = await leaf.call(value)
                     else:
-                        raw = await self._call(leaf, value, scope)
+                        raw = await self._caller.call(leaf, value, scope)
                     if type(raw) is tuple:
-                        raw = self._count(leaf, raw, scope)
+                        raw = count_output(leaf, raw, scope)
                     output = accept_state(leaf.gives, raw, leaf.id, "output")
                     payload = dump_state(
                         leaf.gives, output, leaf.id, is_validated=output is not raw
                     )
-                except asyncio.CancelledError as exc:
-                    delay = await self._cut(leaf, scope, began, exc)
-                except Exception as exc:
-                    delay = await self._failed(leaf, scope, began, exc)
+                except (Exception, asyncio.CancelledError) as exc:
+                    delay = await self._after_failure(leaf, scope, position, began, exc)
+                    if isinstance(delay, BaseModel):
+                        return delay
                 else:
                     usage = self._account.settle(leaf.id, scope)
                     took_ms = (self._clock.monotonic() - began) * 1000
@@ -135,7 +132,7 @@ class AttemptLoop:
                         leaf, path, position, output, payload, usage, attempt, took_ms
                     )
                     if saving is not None:
-                        await self._saved(saving, leaf, path, usage)
+                        await self._saved(saving, leaf, scope, usage)
                     if self._hooks.any_node_hook or scope._cancelled is not None:
                         await self._conclude(leaf, scope, output, usage)
                     return output
@@ -157,6 +154,22 @@ class AttemptLoop:
             await self._fell_back(rules, leaf, path)
         return rules
 
+    async def _announce(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> None:
+        """Reserve a call that is about to be made, and tell hooks of it."""
+        try:
+            if leaf.is_reserved:
+                await self._reservations.hold(leaf, value, scope)
+            if self._hooks.any_node_hook:
+                state_dict = leaf.takes.fields(value)
+                await self._hooks.fire("on_node_start", scope.run_id, scope.path, state_dict)
+            if leaf.is_reserved:
+                await self._reservations.record(leaf, scope)
+        except BudgetExceeded as exc:
+            raise await self._over_budget(exc, leaf, scope.path) from exc
+        except BaseException:
+            self._account.let_go(scope)
+            raise
+
     def _model(self, own: str, rules: tuple[ModelFallback, ...]) -> str:
         """Return the model that a node is told to use, or ""."""
         context, fallbacks = self._around.context, self._around.fallbacks
@@ -168,88 +181,13 @@ class AttemptLoop:
     def _budget_left(self) -> ExecutionBudget:
         return self._account.ledger.left(self._account.this_start_ms)
 
-    async def _call(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> object:
-        """Call the node once, within its timeout and the latency budget."""
-        if leaf.timeout_seconds is None and not self._has_deadline:
-            return await self._invoke(leaf, value, scope)
-        seconds, is_latency = self._time_limit(leaf)
-        scope.deadline = self._clock.monotonic() + seconds
-        timeout = asyncio.timeout(seconds)
-        try:
-            async with timeout:
-                return await self._invoke(leaf, value, scope, timeout)
-        except TimeoutError as exc:
-            if not timeout.expired():
-                raise  # the node's own
-            self._account.in_doubt.append(
-                InDoubt(scope.path, scope.attempt, "latency" if is_latency else "timeout")
-            )
-            if is_latency:
-                active_ms = self._account.ledger.active_ms(self._account.this_start_ms)
-                raise self._account.ledger.latency_reached(active_ms) from exc
-            raise NodeTimeout(
-                f"{scope.path} took longer than its timeout of {seconds * 1000:.0f} ms"
-            ) from exc
-
-    def _time_limit(self, leaf: Leaf) -> tuple[float, bool]:
-        """Return the seconds that a call may take, and whether the budget sets them."""
-        left_ms = self._account.ledger.left_ms(self._account.this_start_ms)
-        left = float("inf") if left_ms is None else left_ms / 1000
-        own = float("inf") if leaf.timeout_seconds is None else leaf.timeout_seconds
-        return min(left, own), left < own
-
-    async def _invoke(
-        self,
-        leaf: Leaf,
-        value: BaseModel,
-        scope: NodeScope,
-        timeout: asyncio.Timeout | None = None,
-    ) -> object:
-        args: tuple[object, ...] = (value,)
-        if leaf.wants_context:
-            args = (value, SharedContext(self._around.context, scope.model))
-        if leaf.is_async:
-            return await leaf.call(*args)
-        return await settled(await self._in_thread(partial(leaf.call, *args), scope, timeout))
-
-    async def _in_thread(
-        self, call: Callable[[], object], scope: NodeScope, timeout: asyncio.Timeout | None
-    ) -> object:
-        """Run a sync node in a thread, which nothing can cut.
-
-        When the run is cancelled, the thread is waited for some time: what it returns by then
-        is recorded before the cancellation is raised, since it is paid for.
-        """
-        thread = in_daemon_thread(call)
-        try:
-            return await asyncio.shield(thread)
-        except asyncio.CancelledError as exc:
-            now = asyncio.get_running_loop().time()
-            ends_at = None if timeout is None else timeout.when()
-            left = THREAD_GRACE_SECONDS if ends_at is None else ends_at - now
-            if left > 0 and self._watch.is_cancelled():
-                await asyncio.wait({thread}, timeout=min(left, THREAD_GRACE_SECONDS))
-            if not thread.done() or thread.cancelled() or thread.exception() is not None:
-                thread.cancel()  # a late result is dropped
-                raise
-            scope._cancelled = exc
-            return thread.result()
-
-    def _count(self, leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> object:
-        """Return the output of a tuple, and count the usage that came with it."""
-        try:
-            output, usage = split_output(raw, leaf.id)
-        except ConfigError as exc:
-            raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
-        scope.add(usage)
-        return output
-
-    async def _saved(self, saving: Awaitable[None], leaf: Leaf, path: str, usage: Usage) -> None:
+    async def _saved(
+        self, saving: Awaitable[None], leaf: Leaf, scope: NodeScope, usage: Usage
+    ) -> None:
         try:
             await saving
         except RecordTooLarge as exc:  # what it used can be recorded all the same
-            terminal = FailureClass.TERMINAL.value
-            await self._journal.attempt(leaf, path, usage, exc, terminal)
+            await self._record(leaf, scope, usage, exc, FailureClass.TERMINAL.value)
             raise
 
     async def _conclude(
@@ -263,20 +201,102 @@ class AttemptLoop:
         if scope._cancelled is not None:
             raise scope._cancelled
 
+    async def _record(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        usage: Usage,
+        exc: BaseException,
+        failure_class: str,
+    ) -> None:
+        """Record an attempt without a result, and list it if nobody knows what became of it."""
+        number = scope._reserved or scope.attempt
+        try:
+            number = await self._journal.attempt(
+                leaf,
+                scope.path,
+                usage,
+                exc,
+                failure_class,
+                reserved=scope._reserved,
+                doubt=scope._doubt,
+            )
+        finally:
+            if scope._doubt:
+                self._account.in_doubt.append(InDoubt(scope.path, number, scope._doubt, usage))
+
+    async def _after_failure(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        position: int,
+        began: float,
+        exc: Exception | asyncio.CancelledError,
+    ) -> float | BaseModel:
+        """Record a failed attempt, and return the seconds until the next one, or a mended output.
+
+        Raises:
+            Stopped: there is neither.
+            asyncio.CancelledError: the run is cancelled, even if the node hid that behind its
+                failure.
+        """
+        if isinstance(exc, asyncio.CancelledError):
+            return await self._cut(leaf, scope, began, exc)
+        if self._watch.is_cancelled():
+            return await self._cut(leaf, scope, began, asyncio.CancelledError(), exc)
+        if is_refused_output(exc, leaf):
+            return await self._refused(leaf, scope, position, began, exc)
+        return await self._failed(leaf, scope, began, exc)
+
     async def _failed(self, leaf: Leaf, scope: NodeScope, began: float, exc: Exception) -> float:
         """Record a failed attempt, and return the seconds until the next one.
 
         Raises:
-            Stopped: there is none.
-            asyncio.CancelledError: the node hid that it was cancelled behind its failure.
+            Stopped: there is no next one.
         """
-        if self._watch.is_cancelled():
-            return await self._cut(leaf, scope, began, asyncio.CancelledError(), exc)
-        duration_ms = (self._clock.monotonic() - began) * 1000
-        usage = self._account.settle(leaf.id, scope)
         context = NodeContext(scope.run_id, scope.node_id, scope.attempt, scope.path)
         verdict = classify(exc, context, self._around.classifiers)
         delay = self._retry_delay(leaf, scope, verdict)
+        await self._note_failure(leaf, scope, began, exc, verdict, delay)
+        return await self._again(leaf, scope, exc, verdict, delay)
+
+    async def _refused(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        position: int,
+        began: float,
+        exc: ContractViolation,
+    ) -> float | BaseModel:
+        """Record an output that does not fit, and return it mended, or when it is bought anew.
+
+        Raises:
+            Stopped: neither.
+        """
+        delay = self._violations.refuse(leaf, scope.path)
+        verdict = FailureVerdict(FailureClass.TERMINAL, type(exc).__name__)
+        await self._note_failure(leaf, scope, began, exc, verdict, delay)
+        found = await self._violations.repaired(leaf, scope, exc)
+        if isinstance(found, Mended):
+            return await self._keep_mended(leaf, scope, position, found)
+        return await self._again(leaf, scope, found, verdict, delay)
+
+    async def _note_failure(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        began: float,
+        exc: Exception,
+        verdict: FailureVerdict,
+        delay: float | None,
+    ) -> None:
+        """Record a failed attempt, and tell of it.
+
+        Raises:
+            Stopped: its failure ends the run whatever the policies say.
+        """
+        duration_ms = (self._clock.monotonic() - began) * 1000
+        usage = self._account.settle(leaf.id, scope)
         failure_class = verdict.failure_class
         self._account.note(
             "failed",
@@ -289,10 +309,27 @@ class AttemptLoop:
             failure_message=error_text(exc),
             retry_delay_seconds=delay,
         )
-        await self._journal.attempt(leaf, scope.path, usage, exc, failure_class.value)
+        await self._record(leaf, scope, usage, exc, failure_class.value)
         await self._hooks.fire("on_node_failure", scope.run_id, scope.path, exc, failure_class)
         if isinstance(exc, BudgetExceeded):
             raise await self._over_budget(exc, leaf, scope.path) from exc
+        if scope._doubt and leaf.settings.stops_in_doubt:
+            raise waiting(scope.run_id, self._account.in_doubt[-1]) from exc
+
+    async def _again(
+        self,
+        leaf: Leaf,
+        scope: NodeScope,
+        exc: Exception,
+        verdict: FailureVerdict,
+        delay: float | None,
+    ) -> float:
+        """Tell of the next attempt, and return the seconds until it.
+
+        Raises:
+            Stopped: there is none.
+        """
+        failure_class = verdict.failure_class
         if delay is None:
             raise Stopped(STATUS_AFTER[failure_class], _reason(scope, exc, verdict), exc) from exc
         await self._hooks.fire(
@@ -351,43 +388,53 @@ class AttemptLoop:
             stray = StromaError(f"{scope.path} waited for something that was cancelled")
             stray.__cause__ = exc
             return await self._failed(leaf, scope, began, stray)
+        if not isinstance(hiding, ContractViolation):  # whose output is there
+            scope._doubt = scope._doubt or "cancelled"
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
-        if not isinstance(hiding, ContractViolation):  # whose output is there
-            self._account.in_doubt.append(InDoubt(scope.path, scope.attempt, "cancelled"))
         self._account.note(
             "cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage
         )
         try:
-            noting = self._journal.attempt(leaf, scope.path, usage, hiding or exc, "cancelled")
+            noting = self._record(leaf, scope, usage, hiding or exc, "cancelled")
             await uncut_within(noting, SAVE_GRACE_SECONDS)
         except (StoreError, TimeoutError) as failed:
             logger.warning("run %s: a cut attempt is not recorded: %s", scope.run_id, failed)
         raise exc
 
-    async def _refused_output(self, leaf: Leaf, path: str, position: int) -> BaseModel | None:
-        """Look at an output again that did not fit the contract then; it is paid for.
+    async def _mend_recorded(
+        self, leaf: Leaf, index: tuple[int, ...], path: str, position: int
+    ) -> BaseModel | None:
+        """Return an output that an earlier start refused, if it can be had now.
 
         Raises:
-            Stopped: it does not fit now either.
+            Stopped: it cannot, and it is not bought anew.
         """
+        self._reservations.check_doubts(leaf, path)
+        scope = NodeScope(self._scope, leaf.id, index, path, 0, (), leaf.settings.model)
+        token = enter_scope(scope)
         try:
-            refused = await self._journal.refused_output(leaf, path)
-            if refused is None:
-                return None
-            output = accept_state(leaf.gives, refused[0], leaf.id, "output")
-            payload = dump_state(leaf.gives, output, leaf.id)
-        except ContractViolation as exc:
-            reason = (
-                f"{exc}. The recorded output is paid for and still does not fit: mend the "
-                f"contract, or give consent to buy it again with resume_from={leaf.top_id!r}"
-            )
-            self._account.note_violation(exc, path)
-            raise Stopped(RunStatus.FAILED, reason, exc) from exc
+            found = await self._violations.recorded(leaf, scope)
+        finally:
+            leave_scope(token)
+        if found is None:
+            return None
         self._account.skipped[leaf.id] = None
-        saving = self._account.save(leaf, path, position, output, payload, NO_USAGE, 0, 0.0)
+        return await self._keep_mended(leaf, scope, position, found)
+
+    async def _keep_mended(
+        self, leaf: Leaf, scope: NodeScope, position: int, found: Mended
+    ) -> BaseModel:
+        """Save a mended output, and what the repair used with it."""
+        output, payload = found
+        usage = self._account.settle(leaf.id, scope)
+        saving = self._account.save(
+            leaf, scope.path, position, output, payload, usage, scope.attempt, 0.0
+        )
         if saving is not None:
-            await saving
+            await self._saved(saving, leaf, scope, usage)
+        if scope.attempt:  # hooks were told that it began
+            await self._conclude(leaf, scope, output, usage)
         return output
 
     async def _over_budget(self, exc: BudgetExceeded, leaf: Leaf, path: str) -> Stopped:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from stroma.doubt import CallAccount, account_of
 from stroma.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -79,15 +80,17 @@ class Continuation(NamedTuple):
     Attributes:
         position: index of the first node to run.
         results: header of each recorded result that counts, by path.
-        attempts: header of each recorded attempt that counts, in order of time.
-        counted: headers whose usage counts, results and attempts of all such epochs.
+        attempts: header of each recorded attempt and reservation that counts, in order of time.
+        calls: what became of the calls of all epochs whose spend counts.
+        active_ms: active time of these epochs.
         new_epoch: the epoch to open first, or None.
     """
 
     position: int
     results: Mapping[str, RecordHeader]
     attempts: tuple[RecordHeader, ...]
-    counted: tuple[RecordHeader, ...]
+    calls: CallAccount
+    active_ms: float
     new_epoch: Epoch | None
 
 
@@ -145,14 +148,15 @@ def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continua
         check_input(run, plan, request.state)
     if request.restart:
         epoch = Epoch(run.epoch.number + 1, 0, False)
-        return Continuation(0, {}, (), (), epoch)
+        return Continuation(0, {}, (), account_of(()), 0.0, epoch)
     results, attempts = _visible(opened, plan)
-    counted = tuple(h for h in opened.headers if h.epoch >= _first_counted(run))
+    counted = [h for h in opened.headers if h.epoch >= _first_counted(run)]
+    spent = account_of(counted), sum(header.active_ms for header in counted)
     wanted = len(plan.ids) if request.resume_from is None else plan.ids.index(request.resume_from)
     recorded = _recorded_prefix(run, plan, results, wanted)
     _check_children(run, plan, results)
     if request.resume_from is None:
-        return Continuation(recorded, results, attempts, counted, None)
+        return Continuation(recorded, results, attempts, *spent, None)
     position = wanted
     if position > recorded:
         raise CheckpointNotFound(
@@ -160,10 +164,10 @@ def continue_run(opened: OpenedRun, plan: Plan, request: RunRequest) -> Continua
             f"{plan.ids[recorded]!r} before it is not recorded; go on at that, or use resume=True"
         )
     if not _is_bought(position, results, attempts, plan):
-        return Continuation(position, results, attempts, counted, None)
+        return Continuation(position, results, attempts, *spent, None)
     adopted = {p: h for p, h in results.items() if plan.top[h.contract_id] < position}
     epoch = Epoch(run.epoch.number + 1, position, True)
-    return Continuation(position, adopted, (), counted, epoch)
+    return Continuation(position, adopted, (), *spent, epoch)
 
 
 def _is_bought(
@@ -191,7 +195,7 @@ def _first_counted(run: RunRecord) -> int:
 def _visible(
     opened: OpenedRun, plan: Plan
 ) -> tuple[dict[str, RecordHeader], tuple[RecordHeader, ...]]:
-    """Return the results and attempts that later epochs have not left behind."""
+    """Return the results, and the attempts and reservations, that no later epoch left behind."""
     run = opened.run
     results: dict[str, RecordHeader] = {}
     attempts: list[RecordHeader] = []
@@ -208,7 +212,7 @@ def _visible(
         if header.contract_id in plan.top:
             if header.kind == "result":
                 results[header.path] = header
-            else:
+            elif header.kind in ("attempt", "reserved"):
                 attempts.append(header)
         elif header.kind == "result" and (position >= 0 or header.epoch == run.epoch.number):
             raise _changed(opened, plan, header.contract_id)

@@ -52,6 +52,13 @@ class Usage(NamedTuple):
             _joined(self.price_source, other.price_source),
         )
 
+    def larger(self, other: "Usage") -> "Usage":
+        """Return the one that costs more, or has more tokens where a cost is unknown or equal."""
+        mine, theirs = (self.cost_usd, self.tokens), (other.cost_usd, other.tokens)
+        if mine[0] is None or theirs[0] is None or mine[0] == theirs[0]:
+            return self if mine[1] >= theirs[1] else other
+        return self if mine[0] > theirs[0] else other
+
 
 NO_USAGE = Usage()
 
@@ -79,6 +86,22 @@ class Price(NamedTuple):
     def cost_usd(self, input_tokens: int, output_tokens: int) -> Decimal:
         """Return the cost of these tokens."""
         return (self.input_usd * input_tokens + self.output_usd * output_tokens) / 1_000_000
+
+
+class Estimate(NamedTuple):
+    """The most that one attempt may use, as an `Estimator` expects it.
+
+    Attributes:
+        input_tokens: tokens sent.
+        output_tokens: tokens received at the most, such as ``max_tokens`` of the request.
+        model: the model, for the price; "" takes the one that the run suggests.
+        cost_usd: what it costs at the most, where that is known; None has it priced by the model.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model: str = ""
+    cost_usd: Decimal | float | str | None = None
 
 
 class Pricer(Protocol):
@@ -200,6 +223,7 @@ class Ledger:
         "_pricers",
         "before",
         "budget",
+        "held",
         "spent",
         "unpriced",
     )
@@ -214,6 +238,7 @@ class Ledger:
     ) -> None:
         self.budget = budget
         self.spent = NO_USAGE
+        self.held = NO_USAGE
         self.before = NO_USAGE
         self.unpriced: str | None = None
         self._pricers = pricers
@@ -267,6 +292,45 @@ class Ledger:
             usage = usage._replace(cost_usd=ZERO_USD)
         self.spent = self.spent.plus(usage)
 
+    def hold(self, usage: Usage, path: str) -> None:
+        """Set aside the most that an attempt may use, until `let_go`.
+
+        Args:
+            usage: the estimate, priced.
+            path: the place that is about to run.
+
+        Raises:
+            BudgetExceeded: what was spent, is set aside and is asked for does not fit the budget.
+            UnknownPrice: nobody can price the estimate, and there is a USD budget.
+        """
+        budget = self.budget
+        if usage.cost_usd is None:
+            self.check_prices(usage.model)
+            usage = usage._replace(cost_usd=ZERO_USD)
+        spent_usd, held_usd = self.spent.cost_usd or ZERO_USD, self.held.cost_usd or ZERO_USD
+        wanted_usd = usage.cost_usd or ZERO_USD
+        tokens = self.spent.tokens, self.held.tokens, usage.tokens
+        if budget.tokens is not None and sum(tokens) > budget.tokens:
+            raise _does_not_fit("tokens", path, f"{budget.tokens} tokens", *map(str, tokens))
+        if budget.cost_usd is not None and spent_usd + held_usd + wanted_usd > budget.cost_usd:
+            dollars = (f"${usd}" for usd in (spent_usd, held_usd, wanted_usd))
+            raise _does_not_fit("cost_usd", path, f"${budget.cost_usd}", *dollars)
+        self.held = self.held.plus(usage)
+
+    @property
+    def has_held(self) -> bool:
+        """Whether anything is set aside."""
+        return self.held.tokens > 0 or bool(self.held.cost_usd)
+
+    def let_go(self, usage: Usage) -> None:
+        """Give back what `hold` set aside."""
+        held_usd, given_back = self.held.cost_usd or ZERO_USD, usage.cost_usd or ZERO_USD
+        self.held = Usage(
+            self.held.input_tokens - usage.input_tokens,
+            self.held.output_tokens - usage.output_tokens,
+            held_usd - given_back,
+        )
+
     def check(self, this_start_ms: float) -> None:
         """Refuse the next attempt when a limit is reached.
 
@@ -297,19 +361,24 @@ class Ledger:
                 return "latency_ms", f"{budget.latency_ms:g} ms", f"{active_ms:.0f} ms"
         return None
 
-    def check_prices(self) -> None:
+    def check_prices(self, unpriced: str | None = None) -> None:
         """Refuse to go on when a USD budget cannot be kept.
 
+        Args:
+            unpriced: the model that nobody could price; if not given, of what was used.
+
         Raises:
-            UnknownPrice: tokens were used that nobody can price.
+            UnknownPrice: there is one.
         """
+        if unpriced is None:
+            unpriced = self.unpriced
         if (
-            self.unpriced is None
+            unpriced is None
             or self.budget.cost_usd is None
             or self._on_unknown_price == "tokens_only"
         ):
             return
-        model = f"model {self.unpriced!r}" if self.unpriced else "tokens without a model name"
+        model = f"model {unpriced!r}" if unpriced else "tokens without a model name"
         raise UnknownPrice(
             f"a budget of ${self.budget.cost_usd} cannot be kept: nobody can price {model}. "
             "Add a pricer (with_pricers), or set on_unknown_price to a Price or 'tokens_only'; "
@@ -362,6 +431,17 @@ class Ledger:
             cost_usd=None if usd is None else max(ZERO_USD, usd - spent_usd),
             latency_ms=None if left_ms is None else max(0.0, left_ms),
         )
+
+
+def _does_not_fit(
+    limit: str, path: str, allowed: str, spent: str, held: str, wanted: str
+) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"the budget of {allowed} does not hold {path!r}: {spent} spent, {held} set aside for "
+        f"calls under way, {wanted} estimated for this one; start the run again with a higher "
+        "budget to go on",
+        limit=limit,
+    )
 
 
 def model_under(rules: Iterable[ModelFallback], model: str) -> str:

@@ -233,7 +233,7 @@ class RunDriver:
             ledger.before,
             ledger.active_ms(account.this_start_ms),
             tuple(account.skipped),
-            tuple(account.in_doubt),
+            (*self._journal.doubts(), *account.in_doubt),
             account.unsaved,
             self._journal.epoch,
         )

@@ -123,6 +123,8 @@ def _apply_node_options(plan: Plan, config: RunConfig, registry: ContractRegistr
         leaf.policies = (*(p for p in own if p is not None), config.policy_map)
         timeout_ms = config.node_timeouts.get(leaf.id, leaf.settings.timeout_ms)
         leaf.timeout_seconds = None if timeout_ms is None else timeout_ms / 1000
+        leaf.estimate = leaf.settings.estimate or config.estimator
+        leaf.is_reserved = leaf.estimate is not None or leaf.settings.stops_in_doubt
         leaf.is_bare = leaf.is_async and not leaf.wants_context and timeout_ms is None
 
 
@@ -150,6 +152,7 @@ async def start(
         payload,
     )
     check_request(request, plan)
+    _check_doubts_are_kept(plan, manager)
     try:
         journal = await _open_journal(manager, settings, plan, request)
     except (StoreUnavailable, OutcomeUnknown) as exc:
@@ -224,6 +227,20 @@ async def _drive(
     if not is_only_read:
         result.expires_at = manager.expires_at(settings.clock.now())
     return result
+
+
+def _check_doubts_are_kept(plan: Plan, manager: CheckpointManager) -> None:
+    """Refuse nodes that must not be called twice where no call can be recorded before it is made.
+
+    Raises:
+        ConfigError: names them.
+    """
+    stopping = [leaf.id for leaf in plan.leaves() if leaf.settings.stops_in_doubt]
+    if stopping and not manager.keeps_records:
+        raise ConfigError(
+            f'{", ".join(stopping)}: on_in_doubt="stop" needs a store that keeps records, and '
+            f"{type(manager.store).__name__} has only save, load and delete"
+        )
 
 
 async def _open_journal(

@@ -78,6 +78,18 @@ class BudgetExceeded(StromaError):
         self.limit = limit
 
 
+class CallInDoubt(StromaError):
+    """Nobody knows what became of a call, and its node is not called again until somebody says.
+
+    Attributes:
+        path: the place.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class UnknownPrice(StromaError):
     """Tokens were used of a model that nobody can price, under a budget in USD."""
 

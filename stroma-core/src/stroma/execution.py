@@ -11,9 +11,10 @@ from stroma.account import RunAccount, Stopped
 from stroma.attempts import AttemptLoop
 from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
-from stroma.errors import BudgetExceeded, ContractViolation, StopRequested, UnknownPrice
+from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
 from stroma.ids import path_of
 from stroma.plan import Each, Group, Leaf, Plan, Step
+from stroma.records import RunStatus
 
 
 class Execution:
@@ -101,7 +102,7 @@ class Execution:
         except BaseExceptionGroup as group:
             raise _first(group) from None
         if held_back:
-            raise self._restated(held_back[0])
+            raise self._restated(held_back)
         return step.merge([outputs[child.id] for child in step.children])
 
     async def _each(
@@ -152,10 +153,17 @@ class Execution:
         except BaseExceptionGroup as group:
             raise _first(group) from None
         if held_back:
-            raise self._restated(held_back[0])
+            raise self._restated(held_back)
 
-    def _restated(self, stopped: Stopped) -> Stopped:
-        """Return why the run goes no further, now that what was under way is settled."""
+    def _restated(self, held_back: Sequence[Stopped]) -> Stopped:
+        """Return why the run goes no further, now that what was under way is settled.
+
+        A call in doubt comes first: it holds the run up whatever the budget is.
+        """
+        for stopped in held_back:
+            if stopped.status is RunStatus.WAITING:
+                return stopped
+        stopped = held_back[0]
         try:
             self._account.ledger.check(self._account.this_start_ms)
         except (BudgetExceeded, UnknownPrice) as exc:
@@ -179,14 +187,12 @@ def _cancelling() -> Callable[[], int]:
 
 
 def _keep_siblings(stopped: Stopped, held_back: list[Stopped]) -> None:
-    """Note that nothing may begin, for the budget or because the worker is to stop.
-
-    What is under way is paid for, and goes on.
+    """Note that nothing may begin; what is under way is paid for, and goes on.
 
     Raises:
         Stopped: the run is stopped for another reason.
     """
-    if not isinstance(stopped.error, BudgetExceeded | UnknownPrice | StopRequested):
+    if not stopped.spares_siblings:
         raise stopped
     held_back.append(stopped)
 

@@ -16,6 +16,7 @@ from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.failures import FailurePolicy
 from stroma.plan import Leaf, Step
 from stroma.records import RunRecord, RunStatus
+from stroma.result import InDoubt
 
 logger = logging.getLogger("stroma")
 
@@ -140,10 +141,48 @@ class Journal(Protocol):
         """
         ...
 
+    async def reserve(self, step: Leaf, path: str, usage: Usage) -> int:
+        """Record that a call is about to be made, and the most that it may use.
+
+        Returns:
+            The number of the call, for `attempt`. A `result` settles it by itself.
+
+        Raises:
+            StoreError: the store does not take it: the call must not be made.
+        """
+        ...
+
+    async def spent_beside(self, step: Leaf, path: str, usage: Usage) -> None:
+        """Record what was used for a place without calling its node."""
+        ...
+
     async def attempt(
-        self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
-    ) -> None:
-        """Record a failed attempt: at once if it used anything, else with what comes next."""
+        self,
+        step: Leaf,
+        path: str,
+        usage: Usage,
+        error: BaseException,
+        failure_class: str,
+        *,
+        reserved: int = 0,
+        doubt: str = "",
+    ) -> int:
+        """Record a failed attempt.
+
+        At once if it used anything, was reserved or is in doubt, else with what comes next.
+
+        Args:
+            step: the node.
+            path: its place.
+            usage: what the run is charged for it.
+            error: what it failed with.
+            failure_class: its class, as text.
+            reserved: what `reserve` returned for it, or 0.
+            doubt: why nobody knows what became of the call, or "".
+
+        Returns:
+            The number of the call, over all starts of the run.
+        """
         ...
 
     async def stop(self, stop: Stop) -> Sequence[str]:
@@ -165,6 +204,19 @@ class Journal(Protocol):
 
     def carried(self) -> Mapping[str, Sequence[Usage]]:
         """Return what earlier starts used, by node id."""
+        ...
+
+    def doubts(self, path: str | None = None) -> tuple[InDoubt, ...]:
+        """Return the calls of earlier starts that are in doubt.
+
+        Args:
+            path: only those of this place, in this epoch: what was left behind on purpose is
+                nobody's question any more.
+        """
+        ...
+
+    def refusals(self, path: str) -> int:
+        """Return how many outputs of this place earlier starts refused, in this epoch."""
         ...
 
     def carried_ms(self) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import (
     Any,
     Final,
-    NamedTuple,
+    Literal,
     ParamSpec,
     TypeAlias,
     TypeVar,
@@ -21,10 +21,22 @@ from typing import (
 from pydantic import BaseModel, ValidationError
 
 from stroma.contracts import NodeContract
-from stroma.cost import Usage
+from stroma.cost import Estimate, Usage
 from stroma.errors import ConfigError
-from stroma.failures import FailureClass, FailurePolicy, PolicyMap
+from stroma.failures import FailurePolicy, PolicyMap
 from stroma.ids import check_id
+from stroma.node_settings import (
+    PLAIN_SETTINGS,
+    Estimator,
+    NodeSettings,
+    Repair,
+    as_estimator,
+    as_policies,
+    check_in_doubt,
+    check_repair,
+    check_resamples,
+    check_timeout_ms,
+)
 from stroma.schemas import describe
 from stroma.scope import usage_of
 
@@ -35,75 +47,6 @@ NodeFunction: TypeAlias = Callable[..., Any]
 NODE_ID: Final = "_stroma_node_id"
 CONTRACT: Final = "_stroma_contract"
 SETTINGS: Final = "_stroma_settings"
-
-
-class NodeSettings(NamedTuple):
-    """What a node's decorator fixed besides its contract.
-
-    Attributes:
-        policies: retry policies by failure class, before those of the run.
-        timeout_ms: milliseconds for one attempt, or None.
-        model: the model that the node uses, for rules of model fallback; "" for the run's.
-        is_self_registered: the node brings its contract along; no registry need know it.
-    """
-
-    policies: PolicyMap | None = None
-    timeout_ms: float | None = None
-    model: str = ""
-    is_self_registered: bool = False
-
-
-PLAIN_SETTINGS: Final = NodeSettings()
-
-
-def as_policies(policy: FailurePolicy | PolicyMap | None, node_id: str) -> PolicyMap | None:
-    """Return policies by failure class; a bare policy is for all that may be retried.
-
-    Raises:
-        ConfigError: it is something else, or retries what is TERMINAL.
-    """
-    if policy is None:
-        return None
-    if isinstance(policy, FailurePolicy):
-        retried = (FailureClass.RECOVERABLE, FailureClass.AMBIGUOUS)
-        return dict.fromkeys(retried, policy)
-    if not isinstance(policy, Mapping) or not all(
-        isinstance(key, FailureClass) and isinstance(value, FailurePolicy)
-        for key, value in policy.items()
-    ):
-        raise ConfigError(
-            f"node {node_id!r}: a policy is a FailurePolicy, or a dict of them by FailureClass"
-        )
-    check_terminal(policy, f"node {node_id!r}")
-    return dict(policy)
-
-
-def check_terminal(policies: PolicyMap, where: str) -> None:
-    """Refuse retries of what cannot pass.
-
-    Raises:
-        ConfigError: the policy for TERMINAL has retries.
-    """
-    terminal = policies.get(FailureClass.TERMINAL)
-    if terminal is not None and terminal.max_retries:
-        raise ConfigError(
-            f"{where}: TERMINAL failures are never retried; let a classifier call them "
-            "RECOVERABLE or AMBIGUOUS instead"
-        )
-
-
-def check_timeout_ms(value: object, node_id: str) -> float | None:
-    """Return a timeout in milliseconds, or None.
-
-    Raises:
-        ConfigError: it is no positive number.
-    """
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < float(typing.cast(float, value)) < float("inf"):
-        raise ConfigError(f"node {node_id!r}: timeout_ms must be above 0, not {value!r}")
-    return float(typing.cast(float, value))
 
 
 def mark(
@@ -183,6 +126,11 @@ def node(
     policy: FailurePolicy | PolicyMap | None = None,
     timeout_ms: float | None = None,
     model: str = "",
+    estimate: Estimate | Estimator | None = None,
+    on_in_doubt: Literal["rerun", "stop"] = "rerun",
+    repair: Repair | None = None,
+    on_violation: Literal["fail", "resample"] = "fail",
+    max_resamples: int = 1,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -196,6 +144,11 @@ def node(
     policy: FailurePolicy | PolicyMap | None = None,
     timeout_ms: float | None = None,
     model: str = "",
+    estimate: Estimate | Estimator | None = None,
+    on_in_doubt: Literal["rerun", "stop"] = "rerun",
+    repair: Repair | None = None,
+    on_violation: Literal["fail", "resample"] = "fail",
+    max_resamples: int = 1,
 ) -> Any:
     """Make a function a node; used bare or with options.
 
@@ -212,6 +165,16 @@ def node(
         policy: how often it is retried, before what the run says.
         timeout_ms: milliseconds for one attempt.
         model: the model that it uses, for rules of model fallback.
+        estimate: the most that one attempt may use, or a function of the state and the attempt
+            that tells it. It is reserved before the call; what the run says holds otherwise.
+        on_in_doubt: what to do about a call that may have been made, and nobody knows: "rerun"
+            makes it again, "stop" has the run wait until somebody says what became of it
+            (`StromaRunner.resolve`).
+        repair: given an output that does not fit and the `ContractViolation`, returns one that
+            does. It may be async, and report usage.
+        on_violation: "fail" ends the run at an output that does not fit; "resample" calls the
+            node again, up to ``max_resamples`` times over all starts, within the budget.
+        max_resamples: how often; for "resample".
 
     Raises:
         ConfigError: a type is missing or no model, or an option is wrong.
@@ -225,7 +188,14 @@ def node(
         takes, gives = _annotated_types(target, node_id, input, output, localns)
         contract = make_contract(node_id, takes, gives)
         settings = NodeSettings(
-            as_policies(policy, node_id), check_timeout_ms(timeout_ms, node_id), model, True
+            as_policies(policy, node_id),
+            check_timeout_ms(timeout_ms, node_id),
+            model,
+            True,
+            as_estimator(estimate, node_id),
+            check_in_doubt(on_in_doubt, node_id),
+            check_repair(repair, node_id),
+            check_resamples(on_violation, max_resamples, node_id),
         )
         return mark(target, contract, settings)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
@@ -27,6 +28,7 @@ from stroma.errors import (
 from stroma.ids import path_of
 from stroma.journal import JournalSettings, Standing, Stop, persist, warn_once
 from stroma.plan import Group, Leaf, Plan, Step
+from stroma.result import InDoubt
 
 logger = logging.getLogger("stroma")
 
@@ -48,6 +50,7 @@ class PlainJournal:
         self._state: BaseModel | None = None
         self._has_any = False
         self._saved_late: list[str] = []
+        self._failed: Counter[str] = Counter()
 
     async def clear(self) -> None:
         """Forget what is recorded."""
@@ -217,10 +220,35 @@ class PlainJournal:
             return error
         return None
 
+    async def reserve(self, step: Leaf, path: str, usage: Usage) -> int:
+        """See `Journal.reserve`: this store keeps none; the budget holds within the start."""
+        return 0
+
+    async def spent_beside(self, step: Leaf, path: str, usage: Usage) -> None:
+        """See `Journal.spent_beside`: this store keeps no usage."""
+
     async def attempt(
-        self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
-    ) -> None:
-        """See `Journal.attempt`: this store keeps none."""
+        self,
+        step: Leaf,
+        path: str,
+        usage: Usage,
+        error: BaseException,
+        failure_class: str,
+        *,
+        reserved: int = 0,
+        doubt: str = "",
+    ) -> int:
+        """See `Journal.attempt`: this store keeps none, and so counts those of this start."""
+        self._failed[path] += 1
+        return self._failed[path]
+
+    def doubts(self, path: str | None = None) -> tuple[InDoubt, ...]:
+        """See `Journal.doubts`: this store knows of none."""
+        return ()
+
+    def refusals(self, path: str) -> int:
+        """See `Journal.refusals`: this store knows of none."""
+        return 0
 
     async def stop(self, stop: Stop) -> Sequence[str]:
         """See `Journal.stop`: this store does not know how runs stand."""

@@ -14,14 +14,13 @@ from stroma.errors import ConfigError
 from stroma.failures import PolicyMap
 from stroma.forms import unstorable_fields
 from stroma.ids import path_of
+from stroma.node_settings import PLAIN_SETTINGS, Estimator, NodeSettings
 from stroma.nodes import (
     CONTRACT,
-    PLAIN_SETTINGS,
     SETTINGS,
     FanOut,
     NodeFunction,
     NodeLike,
-    NodeSettings,
     Parallel,
     id_of,
     is_async,
@@ -51,6 +50,8 @@ class Leaf:
         timeout_seconds: for one attempt, or None.
         is_bare: calling it is just awaiting it: no thread, no context, no timeout.
         top_id: id of the pipeline's node that it is, or is in: what `resume_from` takes.
+        estimate: tells the most that an attempt may use, or None.
+        is_reserved: a call is recorded before it is made.
     """
 
     id: str
@@ -65,6 +66,8 @@ class Leaf:
     timeout_seconds: float | None = None
     is_bare: bool = False
     top_id: str = ""
+    estimate: Estimator | None = None
+    is_reserved: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

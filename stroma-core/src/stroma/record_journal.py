@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from stroma.continuation import (
     read_result,
 )
 from stroma.cost import NO_USAGE, Usage
+from stroma.doubt import RESERVATION_REF, doubt_ref
 from stroma.errors import (
     CheckpointNotFound,
     ContractViolation,
@@ -46,6 +48,7 @@ from stroma.records import (
     digest_of,
 )
 from stroma.renewal import RENEWER, Watch
+from stroma.result import InDoubt
 from stroma.schemas import tolerant_json
 
 FAILURE_REF = "stroma:failure"
@@ -84,10 +87,12 @@ class RecordJournal:
         self._run = opened.run
         self._last = opened.last
         self._results: Mapping[str, RecordHeader] = {} if found is None else found.results
-        self._latest_attempts = _latest_attempts(() if found is None else found.attempts)
-        self._counted = () if found is None else found.counted
+        self._found = found
+        attempts = () if found is None else found.attempts
+        self._latest_attempts = _latest_attempts(attempts)
+        self._refusals = Counter(h.path for h in attempts if h.schema_ref == VIOLATION_REF)
+        self._made = _calls_made(attempts)
         self._new_plan: bytes | None = None
-        self._made: dict[str, int] = {}
         self._pending: list[CheckpointRecord] = []
         self._put_back: dict[str, None] = {}
         self._written = 0
@@ -160,14 +165,28 @@ class RecordJournal:
     def carried(self) -> Mapping[str, Sequence[Usage]]:
         """See `Journal.carried`."""
         usages: dict[str, list[Usage]] = {}
-        for header in self._counted:
+        for header in () if self._found is None else self._found.calls.counted:
             if header.usage != NO_USAGE:
                 usages.setdefault(header.contract_id, []).append(header.usage)
         return usages
 
     def carried_ms(self) -> float:
         """See `Journal.carried_ms`."""
-        return sum(header.active_ms for header in self._counted)
+        return 0.0 if self._found is None else self._found.active_ms
+
+    def doubts(self, path: str | None = None) -> tuple[InDoubt, ...]:
+        """See `Journal.doubts`."""
+        if self._found is None:
+            return ()
+        found = self._found.calls.in_doubt
+        if path is None:
+            return tuple(doubt.told() for doubt in found)
+        here = (path, self.epoch)
+        return tuple(d.told() for d in found if (d.header.path, d.header.epoch) == here)
+
+    def refusals(self, path: str) -> int:
+        """See `Journal.refusals`."""
+        return self._refusals[path]
 
     def digest(self, path: str) -> str:
         """See `Journal.digest`."""
@@ -205,16 +224,52 @@ class RecordJournal:
         records = (*self._take_pending(), record) if self._pending else (record,)
         return self._commit(records, None if stop is None else self._update(stop))
 
+    async def reserve(self, step: Leaf, path: str, usage: Usage) -> int:
+        """See `Journal.reserve`."""
+        number = self._next_attempt(path)
+        record = self._bare_record(step, path, "reserved", number, RESERVATION_REF, usage)
+        try:
+            await settled(self._commit((*self._take_pending(), record), None))
+        except BaseException:  # it may be stored: the next record says that nothing came of it
+            self._pending = [waiting for waiting in self._pending if waiting is not record]
+            unmade = self._bare_record(step, path, "attempt", number, FAILURE_REF, NO_USAGE)
+            self._pending.append(unmade)
+            raise
+        return number
+
+    async def spent_beside(self, step: Leaf, path: str, usage: Usage) -> None:
+        """See `Journal.spent_beside`."""
+        number = self._next_attempt(path)
+        record = self._bare_record(step, path, "once", number, "stroma:repair", usage)
+        await settled(self._commit((*self._take_pending(), record), None))
+
+    def _bare_record(
+        self, step: Leaf, path: str, kind: RecordKind, number: int, ref: str, usage: Usage
+    ) -> CheckpointRecord:
+        """Return a record that says all it has to say in its header."""
+        payload = b"{}"
+        digest = digest_of(payload)
+        header = self._header(path, kind, number, -1, step.id, ref, "", digest, usage)
+        return CheckpointRecord(header, payload)
+
     async def attempt(
-        self, step: Leaf, path: str, usage: Usage, error: BaseException, failure_class: str
-    ) -> None:
+        self,
+        step: Leaf,
+        path: str,
+        usage: Usage,
+        error: BaseException,
+        failure_class: str,
+        *,
+        reserved: int = 0,
+        doubt: str = "",
+    ) -> int:
         """See `Journal.attempt`."""
         document: dict[str, object] = {
             "error": type(error).__name__,
             "message": error_text(error)[:_MESSAGE_CHARS],
             "failure_class": failure_class,
         }
-        ref = FAILURE_REF
+        ref = doubt_ref(doubt) if doubt else FAILURE_REF
         if isinstance(error, ContractViolation) and error.direction == "output":
             ref = VIOLATION_REF
             document["output"], document["is_exact"] = tolerant_json(error.raw)
@@ -222,16 +277,16 @@ class RecordJournal:
             document["is_lossy"] = getattr(error.__cause__, "is_lossy", False)
         payload = json.dumps(document).encode()  # in ASCII: half a surrogate pair comes back, too
         digest = digest_of(payload)
-        number = self._next_attempt(path)
+        number = reserved or self._next_attempt(path)
         fingerprint = step.gives.fingerprint
         header = self._header(path, "attempt", number, -1, step.id, ref, fingerprint, digest, usage)
         self._pending.append(CheckpointRecord(header, payload))
-        if usage is NO_USAGE and ref is FAILURE_REF:
-            return
+        if usage is NO_USAGE and ref is FAILURE_REF and not reserved:
+            return number
         try:
             await settled(self._commit(self._take_pending(), None))
         except RecordTooLarge:
-            if ref is FAILURE_REF:
+            if ref is not VIOLATION_REF:
                 raise
             # that it was paid for can be recorded all the same
             document["output"], document["is_exact"] = f"{len(payload)} bytes", False
@@ -239,11 +294,10 @@ class RecordJournal:
             header = header._replace(digest=digest_of(payload))
             self._pending.append(CheckpointRecord(header, payload))
             await settled(self._commit(self._take_pending(), None))
+        return number
 
     def _next_attempt(self, path: str) -> int:
-        recorded = self._latest_attempts.get(path)
-        before = 0 if recorded is None else recorded.attempt
-        self._made[path] = self._made.get(path, before) + 1
+        self._made[path] = self._made.get(path, 0) + 1
         return self._made[path]
 
     async def stop(self, stop: Stop) -> Sequence[str]:
@@ -386,6 +440,16 @@ def _latest_attempts(attempts: Iterable[RecordHeader]) -> dict[str, RecordHeader
     """Return the last recorded attempt of each place."""
     latest: dict[str, RecordHeader] = {}
     for header in attempts:
+        if header.kind != "attempt":
+            continue
         if header.path not in latest or header.attempt > latest[header.path].attempt:
             latest[header.path] = header
     return latest
+
+
+def _calls_made(attempts: Iterable[RecordHeader]) -> dict[str, int]:
+    """Return the number of the last call of each place, recorded or reserved."""
+    made: dict[str, int] = {}
+    for header in attempts:
+        made[header.path] = max(header.attempt, made.get(header.path, 0))
+    return made

@@ -15,7 +15,7 @@ from stroma.errors import RecordCorrupt
 PLAIN_EPOCH: Final = -1
 """Epoch of records that `save` wrote by itself, outside any run."""
 
-RecordKind: TypeAlias = Literal["result", "attempt", "reserved", "once"]
+RecordKind: TypeAlias = Literal["result", "attempt", "reserved", "resolved", "once"]
 
 
 class RunStatus(StrEnum):
@@ -66,7 +66,8 @@ class RecordKey(NamedTuple):
             the plain record if there is one, or else the newest epoch's.
         path: the node's place, such as "extract[17]".
         kind: "result" once per place; "attempt" for a failed call; "reserved" for a call that
-            was about to be made; "once" for a side effect.
+            was about to be made; "resolved" for what somebody said became of a call; "once" for
+            a side effect.
         attempt: number of the call over all starts of the run, from 1; 0 for results.
     """
 

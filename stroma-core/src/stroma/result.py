@@ -32,13 +32,18 @@ class InDoubt(NamedTuple):
 
     Attributes:
         path: the node's place, such as "extract[17]".
-        attempt: 1 for the first call of this start.
-        reason: what cut it: "timeout", "latency" or "cancelled".
+        attempt: number of the call over all starts of the run, from 1, as far as they are
+            recorded.
+        reason: what cut it: "timeout", "latency", "cancelled", or "died" when its process ended
+            and left nothing but its reservation.
+        charged: what the run is charged for it: its reservation where an estimator made one, or
+            else what it had reported.
     """
 
     path: str
     attempt: int
     reason: str
+    charged: Usage = NO_USAGE
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +52,7 @@ class ExecutionResult:
 
     Attributes:
         run_id: give it to `run()` to continue, or to get this result again.
-        status: COMPLETED, RESUMED, PARTIAL or FAILED.
+        status: COMPLETED, RESUMED, PARTIAL, FAILED or WAITING.
         final_state: the state that the run reached: the last node's output when it is
             complete, else that of the last node that finished, or None if none did.
         stop_reason: why it is not complete, or what it says on completion; "" otherwise.
@@ -58,7 +63,8 @@ class ExecutionResult:
         spent_before: what it had spent when this start began.
         active_ms: milliseconds of active time, over all starts.
         skipped: ids of the nodes whose recorded results were used.
-        in_doubt: attempts of this start that may have been billed without an answer.
+        in_doubt: attempts of all starts that may have been billed without an answer, and of
+            which nobody has said yet what became of them.
         unsaved: outputs that the store would not take, by path: they were paid for.
         epoch: how often the run was deliberately started over.
         expires_at: when the store forgets the run, unless it is started again before, in seconds

@@ -20,7 +20,7 @@ from stroma.errors import ConfigError
 from stroma.failures import Classifier, FailureClass, FailurePolicy, PolicyMap, default_policy_map
 from stroma.hooks import EVENTS, NodeHooks
 from stroma.ids import check_id
-from stroma.nodes import as_policies, check_terminal, check_timeout_ms
+from stroma.node_settings import Estimator, as_policies, check_terminal, check_timeout_ms
 from stroma.plugins import did_you_mean
 from stroma.schemas import describe
 from stroma.trace import TraceOptions
@@ -91,6 +91,8 @@ class RunConfig(BaseModel):
         pricers: asked in this order, before those of plugins and the built-in table.
         on_unknown_price: under a USD budget, tokens that nobody can price are an "error",
             counted as "tokens_only", or priced by this `Price`.
+        estimator: tells the most that an attempt of a node may use, from its input and place:
+            an `Estimate`, or None where it costs nothing. It is reserved before the call.
         save_policy: how often and after what delay a failed save is tried again.
         trace: bounds and contents of the trace.
         tags: words for listing runs.
@@ -117,6 +119,7 @@ class RunConfig(BaseModel):
     model_fallbacks: tuple[ModelFallback, ...] = ()
     pricers: Annotated[tuple[SkipValidation[Pricer], ...], BeforeValidator(_callables)] = ()
     on_unknown_price: OnUnknownPrice = "error"
+    estimator: SkipValidation[Estimator | None] = None
     save_policy: FailurePolicy = Field(default_factory=default_save_policy)
     trace: TraceOptions = Field(default_factory=TraceOptions)
     tags: tuple[str, ...] = ()
@@ -128,6 +131,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_terminal(self.policy_map, "policy_map")
+        if self.estimator is not None and not callable(self.estimator):
+            raise ValueError("estimator must be a function of the state and the attempt")
         return self
 
 

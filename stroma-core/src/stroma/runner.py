@@ -19,7 +19,8 @@ from stroma.errors import ConfigError
 from stroma.failures import Classifier, FailurePolicy, PolicyMap
 from stroma.hooks import NodeHooks
 from stroma.ids import check_id
-from stroma.nodes import PLAIN_SETTINGS, NodeLike, make_contract, mark
+from stroma.node_settings import PLAIN_SETTINGS, Estimator
+from stroma.nodes import NodeLike, make_contract, mark
 from stroma.pipeline import Pipeline, set_runner_factory
 from stroma.records import unique_id
 from stroma.result import ExecutionResult, Submitted
@@ -216,6 +217,10 @@ class StromaRunner:
     def with_pricers(self, pricers: Sequence[Pricer]) -> Self:
         """Set who prices tokens; the built-in table comes last."""
         return self._configure(pricers=pricers)
+
+    def with_estimator(self, estimator: Estimator) -> Self:
+        """Set who tells the most that an attempt may use; see `RunConfig.estimator`."""
+        return self._configure(estimator=estimator)
 
     def with_options(self, **options: object) -> Self:
         """Set any fields of `RunConfig`.

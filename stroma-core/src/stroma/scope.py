@@ -55,7 +55,10 @@ class NodeScope:
 
     __slots__ = (
         "_cancelled",
+        "_doubt",
+        "_held",
         "_own_model",
+        "_reserved",
         "_rules",
         "_run",
         "attempt",
@@ -84,6 +87,9 @@ class NodeScope:
         self.deadline: float | None = None
         self.usage = NO_USAGE
         self._cancelled: BaseException | None = None
+        self._doubt = ""  # why nobody knows what became of the call
+        self._held: Usage | None = None  # what is set aside of the budget
+        self._reserved = 0  # number of the call, if it is recorded already
         self._rules = rules
         self._own_model = own_model
 

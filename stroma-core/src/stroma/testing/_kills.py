@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from stroma.cost import NO_USAGE
-from stroma.records import CheckpointRecord, RunQuery, RunStatus, RunUpdate
+from stroma.records import (
+    CLAIMABLE,
+    CheckpointRecord,
+    ClaimQuery,
+    RunQuery,
+    RunStatus,
+    RunUpdate,
+)
 from stroma.testing._checks import written
+from stroma.testing._claimable import claimable_in_pages
 from stroma.testing._clauses import clauses, if_outlives
 from stroma.testing._kit import Driven, Kit
+from stroma.testing._listing import finished, ids_of
 from stroma.testing._processes import IoPoints, fork, kill_this_process
 from stroma.testing._values import Note, commit, key, record, request
 
@@ -140,6 +149,7 @@ class KillClauses:
                 assert (kept, run.status, run.owner) == (columns, RunStatus.RUNNING, "dead"), (
                     f"{run_id}, a claim left half a run: {run}"
                 )
+        _are_claimable_if_unfinished(kit, tried, "a claim")
         for run_id in tried:
             opened = kit.take_over(request(run_id, "bob", **columns))
             assert (opened.is_claimed, list(opened.headers)) == (True, [])
@@ -172,11 +182,26 @@ class KillClauses:
             assert [header.path for header in found.headers] == ["a", "b"], f"{run_id}: {found}"
             assert found.run.status is RunStatus.PARTIAL
 
-    def test_a_killed_end_is_whole_or_not_there(self, kit: Kit) -> None:
-        """After a kill, the last commit ended and released the run, or did nothing."""
+    def test_a_killed_claim_of_a_run_that_ended_is_listed(self, kit: Kit) -> None:
+        """After a kill, a run that had ended is as it was, or listed after its claimant's lease."""
         _only_level_1(kit)
         seconds = kit.lease_seconds
-        done = RunUpdate(status=RunStatus.COMPLETED, release=True)
+
+        def claim(store: Driven, run_id: str) -> None:
+            store.open_run(request(run_id, "dead", lease_seconds=seconds, reopen=True))
+
+        def prepare(run_id: str) -> None:
+            finished(kit, run_id)
+
+        tried = list(killed_at_each_point(kit, self.kill_points, prepare, claim))
+        _are_claimable_if_unfinished(kit, tried, "a claim of a run that had ended")
+
+    @pytest.mark.parametrize("status", [RunStatus.COMPLETED, RunStatus.PENDING])
+    def test_a_killed_end_is_whole_or_not_there(self, kit: Kit, status: RunStatus) -> None:
+        """After a kill, the last commit ended or submitted, and released the run, or nothing."""
+        _only_level_1(kit)
+        seconds = kit.lease_seconds
+        done = RunUpdate(status=status, release=True)
 
         def prepare(run_id: str) -> None:
             kit.store.open_run(request(run_id, lease_seconds=seconds))
@@ -188,9 +213,10 @@ class KillClauses:
         for run_id in tried:
             found = kit.store.inspect(run_id)
             state = (len(found.headers), found.run.status, found.run.owner)
-            assert state in ((0, RunStatus.RUNNING, "alice"), (1, RunStatus.COMPLETED, "")), (
+            assert state in ((0, RunStatus.RUNNING, "alice"), (1, status, "")), (
                 f"{run_id}, the last commit of a run left {state}"
             )
+        _are_claimable_if_unfinished(kit, tried, "the last commit of a run")
         for run_id in tried:
             opened = kit.take_over(request(run_id, "bob", reopen=True))
             assert opened.is_claimed
@@ -253,6 +279,22 @@ class KillClauses:
                 assert kit.store.open_run(request(run_id)).is_claimed
                 kit.store.release(run_id, "alice")
                 kit.store.delete(run_id)
+
+
+def _are_claimable_if_unfinished(kit: Kit, tried: Sequence[str], what: str) -> None:
+    """Check that workers are shown the runs that go on, once their leases have ended."""
+    kit.outlast(kit.lease_seconds)
+    expected = {
+        run_id
+        for run_id in tried
+        if kit.store.exists(run_id) and kit.store.inspect(run_id).run.status in CLAIMABLE
+    }
+    found = set(ids_of(claimable_in_pages(kit.store, ClaimQuery())))
+    assert found == expected, (
+        f"after kills of {what}, runs that nobody owns are not listed as claimable, or others "
+        f"are: {found ^ expected}. An index of unfinished runs may name one too many, if it is "
+        "looked at, and never one too few"
+    )
 
 
 def _begins_anew(kit: Kit, run_id: str) -> None:

@@ -12,14 +12,13 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
 from stroma._aio import settled
 from stroma.errors import ConfigError
 from stroma.ids import path_of
+from stroma.node_settings import PLAIN_SETTINGS, NodeSettings
 from stroma.nodes import (
     CONTRACT,
-    PLAIN_SETTINGS,
     SETTINGS,
     FanOut,
     NodeFunction,
     NodeLike,
-    NodeSettings,
     Parallel,
     fan_out,
     is_async,

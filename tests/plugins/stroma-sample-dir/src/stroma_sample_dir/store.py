@@ -15,8 +15,10 @@ from stroma.checkpoint import Capabilities, Durability
 from stroma.errors import StoreError
 from stroma.level0 import SyncPlainMethods
 from stroma.records import (
+    CLAIMABLE,
     PLAIN_EPOCH,
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -31,6 +33,7 @@ from stroma_sample_dir.files import locked, make_folder, reported, sync_after_ch
 from stroma_sample_dir.frames import Index
 from stroma_sample_dir.plain_files import PlainFiles
 from stroma_sample_dir.run_files import RunFiles, read_head
+from stroma_sample_dir.unfinished import Unfinished
 
 _REMOVED = "removed-"
 _NAME_LENGTH = 64
@@ -53,6 +56,7 @@ class DirStore(SyncPlainMethods):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
+        self._unfinished = Unfinished(self.folder)
         self._indexes: dict[Path, tuple[str, Index]] = {}  # used under the lock of its run
 
     def setup(self) -> None:
@@ -82,6 +86,7 @@ class DirStore(SyncPlainMethods):
                 if request.new is None:
                     return None
                 run = rules.claimed(request.new, request, now, is_new=True)
+                self._unfinished.add(folder.name)
                 files.create(run)
                 return OpenedRun(run, is_new=True)
             if rules.is_closed_book(before, request):
@@ -90,6 +95,7 @@ class DirStore(SyncPlainMethods):
                 before.owner, before.lease_expires_at, now
             ):
                 raise rules.locked(before, now)
+            self._unfinished.add(folder.name)
             files.change(rules.claimed(before, request, now))
             return _opened(files, is_claimed=True)._replace(status_before=before.status)
 
@@ -136,6 +142,15 @@ class DirStore(SyncPlainMethods):
             rules.cursor_after(page[-1]) if more else "",
         )
 
+    def claimable(self, query: ClaimQuery) -> RunPage:
+        """List unfinished runs that nobody owns, the first created first."""
+        with reported(self.folder):
+            heads = [read_head(self.folder / name) for name in self._unfinished.names()]
+        runs = [head.run for head in heads if head is not None]
+        page = rules.claimable_page(runs, query, time.time())
+        with_input = (self._with_input(run) for run in page.runs)
+        return page._replace(runs=tuple(run for run in with_input if run is not None))
+
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""
         with self._locked(run_id) as folder:
@@ -164,7 +179,7 @@ class DirStore(SyncPlainMethods):
         with self._locked(commit.run_id) as folder:
             files = None if folder is None else self._files(folder)
             run = None if files is None else files.run
-            if files is None or run is None or run.owner != commit.token:
+            if folder is None or files is None or run is None or run.owner != commit.token:
                 return rules.stale(commit.run_id, None if run is None else run.holder)
             added: dict[RecordKey, CheckpointRecord] = {}
             for record in commit.records:
@@ -174,13 +189,13 @@ class DirStore(SyncPlainMethods):
                     added[key] = record
                 elif kept.commit_id != commit_id:
                     return rules.already_committed(key)
-            now = time.time()
-            if commit.lease_ms:
-                expires_at = max(run.lease_expires_at, now + commit.lease_ms / 1000)
-                run = run._replace(lease_expires_at=expires_at)
             if commit.update is not None:
-                run = commit.update.apply(run, now)
+                run = commit.update.apply(run, time.time())
+                if run.status in CLAIMABLE:
+                    self._unfinished.add(folder.name)
             files.change(run, list(added.values()))
+            if run.status not in CLAIMABLE:
+                self._unfinished.remove(folder.name)
             if not run.owner:
                 files.forget()
             return None
@@ -237,6 +252,7 @@ class DirStore(SyncPlainMethods):
         self._indexes.pop(folder, None)
         removed = folder.rename(self.folder / f"{_REMOVED}{uuid.uuid4().hex}")
         sync_after_change(self.folder)
+        self._unfinished.remove(folder.name)
         shutil.rmtree(removed, ignore_errors=True)
 
     @contextmanager

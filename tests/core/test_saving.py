@@ -12,7 +12,6 @@ from stroma import (
     AlreadyCommitted,
     ContractViolation,
     FailurePolicy,
-    InMemoryStore,
     OutcomeUnknown,
     RecordTooLarge,
     RunLocked,

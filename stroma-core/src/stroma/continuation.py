@@ -80,7 +80,7 @@ class Continuation(NamedTuple):
     Attributes:
         position: index of the first node to run.
         results: header of each recorded result that counts, by path.
-        attempts: header of each recorded attempt and reservation that counts, in order of time.
+        attempts: header of each attempt, reservation and repair that counts, in order of time.
         calls: what became of the calls of all epochs whose spend counts.
         active_ms: active time of these epochs.
         new_epoch: the epoch to open first, or None.
@@ -212,7 +212,7 @@ def _visible(
         if header.contract_id in plan.top:
             if header.kind == "result":
                 results[header.path] = header
-            elif header.kind in ("attempt", "reserved"):
+            elif header.kind != "resolved":
                 attempts.append(header)
         elif header.kind == "result" and (position >= 0 or header.epoch == run.epoch.number):
             raise _changed(opened, plan, header.contract_id)

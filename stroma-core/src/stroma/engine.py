@@ -24,6 +24,7 @@ from stroma.plain_journal import open_plain_journal
 from stroma.plan import Plan, compile_plan
 from stroma.prices import BUILT_IN_PRICES
 from stroma.records import RunStatus
+from stroma.resolving import Resolution, resolve_call
 from stroma.result import ExecutionResult, Submitted
 from stroma.run_config import RunConfig, check_runnable
 from stroma.stop_request import StopRequest
@@ -177,6 +178,14 @@ async def submit(
     return await write_run(manager, settings, plan, request)
 
 
+async def resolve(
+    prepared: Prepared, manager: CheckpointManager, run_id: str, said: Resolution
+) -> None:
+    """Record what became of a call in doubt; see `StromaRunner.resolve`."""
+    ledger = _ledger(prepared)
+    await resolve_call(manager, prepared.settings, prepared.plan, ledger, run_id, said)
+
+
 async def take_up(
     prepared: Prepared,
     manager: CheckpointManager,
@@ -213,20 +222,24 @@ async def _drive(
     state: BaseModel | None,
     trace: ExecutionTrace | None = None,
 ) -> ExecutionResult:
-    config, plan, settings, _, pricers = prepared
-    ledger = Ledger(
-        config.budget,
-        pricers,
-        fallbacks=config.model_fallbacks,
-        on_unknown_price=config.on_unknown_price,
-    )
+    config, plan, settings = prepared.config, prepared.plan, prepared.settings
     if trace is None:
         trace = ExecutionTrace(journal.run_id, config.trace)
     is_only_read = journal.is_complete
-    result = await RunDriver(plan, journal, ledger, trace, around).drive(state)
+    result = await RunDriver(plan, journal, _ledger(prepared), trace, around).drive(state)
     if not is_only_read:
         result.expires_at = manager.expires_at(settings.clock.now())
     return result
+
+
+def _ledger(prepared: Prepared) -> Ledger:
+    config = prepared.config
+    return Ledger(
+        config.budget,
+        prepared.pricers,
+        fallbacks=config.model_fallbacks,
+        on_unknown_price=config.on_unknown_price,
+    )
 
 
 def _check_doubts_are_kept(plan: Plan, manager: CheckpointManager) -> None:

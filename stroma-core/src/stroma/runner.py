@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from decimal import Decimal
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -25,6 +25,7 @@ from stroma.pipeline import Pipeline, set_runner_factory
 from stroma.records import unique_id
 from stroma.result import ExecutionResult, Submitted
 from stroma.run_config import RunConfig, changed_config
+from stroma.scope import usage_of
 from stroma.stores.memory import AsyncInMemoryStore
 
 if TYPE_CHECKING:
@@ -374,6 +375,51 @@ class StromaRunner:
             self._prepare(pipeline, input), self._manager, chosen or unique_id(), input, tags
         )
         return submitted
+
+    async def resolve(
+        self,
+        nodes: Sequence[NodeLike] | Pipeline,
+        run_id: str,
+        path: str,
+        *,
+        outcome: Literal["answered", "lost", "never_made"],
+        output: BaseModel | Mapping[str, object] | None = None,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        model: str = "",
+        cost_usd: Decimal | float | str | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """Say what became of a call that is in doubt; a run that waits for this may go on.
+
+        A WAITING run becomes PENDING: a worker takes it up, or `run` goes on with it.
+
+        Args:
+            nodes: what the run was started with.
+            run_id: the run.
+            path: the node's place, as `InDoubt.path` has it.
+            outcome: "answered": the call gave ``output``, which is recorded as the node's
+                result; "lost": it was billed, and its answer cannot be had, so that it is made
+                again; "never_made": nothing was billed, and it is made.
+            output: what the call gave; for "answered".
+            input_tokens: tokens that were billed as sent.
+            output_tokens: tokens that were billed as received.
+            model: the model, for the price.
+            cost_usd: what was billed, where the provider says so; None has it priced.
+            attempt: the number of the call, where several of this place are in doubt.
+
+        Raises:
+            ConfigError: the arguments contradict each other.
+            ContractViolation: the output does not fit the node's contract.
+            ResumeError: the run does not exist, or this call of it is not in doubt.
+            RunLocked: a worker owns the run.
+            StoreError: the store cannot be reached.
+        """
+        usage = usage_of(input_tokens, output_tokens, model, cost_usd)
+        run_id = check_id(run_id, "run id")
+        engine = _engine()
+        said = engine.Resolution(path, attempt, outcome, output, usage)
+        await engine.resolve(self._prepare(nodes, None), self._manager, run_id, said)
 
     async def aclose(self) -> None:
         """Close the stores that the runner opened itself."""

@@ -70,7 +70,7 @@ class TestLife:
                 store.health,
                 lambda: store.save("plain", "node", Note()),
                 lambda: store.open_run(request("run")),
-                lambda: store.commit_many([commit(record("run"), lease_ms=90_000)]),
+                lambda: store.commit_many([commit(record("run"))]),
                 lambda: store.renew([("run", "alice")], 1000),
                 lambda: store.release("run", "alice"),
                 lambda: store.open_run(request("run", "bob")),
@@ -125,8 +125,6 @@ class TestLife:
             assert client.pttl(key) > 1_050_000
             await store.renew([("run", "alice")], 2_000_000)
             assert client.pttl(key) > 2_050_000
-            await store.commit_many([commit(run_id="run", lease_ms=3_000_000)])
-            assert client.pttl(key) > 3_050_000
             await store.commit_many([commit(run_id="run", update=DONE)])
             assert client.pttl(key) <= 1000
 

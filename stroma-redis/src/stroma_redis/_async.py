@@ -17,6 +17,7 @@ from stroma.level0 import AsyncPlainMethods
 from stroma.per_loop import PerLoop
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -25,9 +26,10 @@ from stroma.records import (
     RunQuery,
 )
 from stroma_redis._async_lines import Line, line_like, line_of, line_to
-from stroma_redis._commands import Operations, Steps
+from stroma_redis._commands import Operations
 from stroma_redis._errors import closed
 from stroma_redis._options import MoreOptions, RedisOptions, options_of
+from stroma_redis._steps import Steps
 from stroma_redis._wire import address_of
 
 T = TypeVar("T")
@@ -200,6 +202,10 @@ class RedisStore(AsyncPlainMethods):
     async def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
         return await self._run(self._operations.runs(query))
+
+    async def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that a worker may take up now; see `RecordStore.claimable`."""
+        return await self._run(self._operations.claimable(query))
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

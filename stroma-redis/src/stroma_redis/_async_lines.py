@@ -20,10 +20,10 @@ from redis.asyncio.retry import Retry
 from redis.exceptions import ResponseError
 
 from stroma.errors import ConfigError
-from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
 from stroma_redis._replies import read_reply
+from stroma_redis._steps import Request
 from stroma_redis._wire import NO_BACKOFF, copied, for_cluster, packed, unanswered
 
 _CAN_READ: Final = "can_read" if hasattr(Connection, "can_read") else "can_read_destructive"

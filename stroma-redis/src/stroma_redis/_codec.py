@@ -40,7 +40,7 @@ def text(value: str) -> bytes:
 
 
 def new_columns(run: RunRecord) -> list[bytes]:
-    """Return names and values of what a new run is created with, besides what a claim sets."""
+    """Return names and values of what a new run is created with, besides what `OPEN` sets."""
     columns = {
         b"format": b"%d" % FORMAT,
         b"stop_reason": text(run.stop_reason),
@@ -55,8 +55,6 @@ def new_columns(run: RunRecord) -> list[bytes]:
         b"active_ms": repr(run.active_ms).encode(),
         b"trace_parent": text(run.trace_parent),
     }
-    if run.created_at:
-        columns[b"created_at"] = repr(run.created_at).encode()
     return [part for column in columns.items() for part in column]
 
 

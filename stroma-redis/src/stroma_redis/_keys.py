@@ -10,7 +10,7 @@ from urllib.parse import quote
 from stroma.records import PLAIN_EPOCH, RecordHeader, RecordKey
 
 SHARDS: Final = 16
-"""How many sorted sets the index of runs is spread over, so that a cluster shares its load."""
+"""How many sorted sets an index of runs is spread over, so that a cluster shares its load."""
 
 _RANK_POSITIONS: Final = 1 << 32
 """More than there are positions in a pipeline: one step of epoch outranks them all."""
@@ -36,9 +36,17 @@ class Keys(NamedTuple):
         """Return the key of the sorted set that lists a run."""
         return _index_key(self.prefix, run_id)
 
+    def unfinished_of(self, run_id: str) -> bytes:
+        """Return the key of the sorted set that lists a run until it ends."""
+        return _unfinished_key(self.prefix, run_id)
+
     def shard(self, number: int) -> bytes:
         """Return the key of one of the sorted sets."""
         return f"{self.prefix}:index:{{{number}}}".encode()
+
+    def unfinished(self, number: int) -> bytes:
+        """Return the key of one of those of unfinished runs; it is where `shard` is."""
+        return f"{self.prefix}:unfinished:{{{number}}}".encode()
 
     def health(self, nonce: str) -> bytes:
         """Return the key that a health check writes."""
@@ -52,7 +60,16 @@ def _run_key(prefix: str, run_id: str) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _index_key(prefix: str, run_id: str) -> bytes:
-    return Keys(prefix).shard(zlib.crc32(run_id.encode()) % SHARDS)
+    return Keys(prefix).shard(_shard_of(run_id))
+
+
+@functools.lru_cache(maxsize=1024)
+def _unfinished_key(prefix: str, run_id: str) -> bytes:
+    return Keys(prefix).unfinished(_shard_of(run_id))
+
+
+def _shard_of(run_id: str) -> int:
+    return zlib.crc32(run_id.encode()) % SHARDS
 
 
 def field_of(header: RecordHeader) -> bytes:

@@ -1,21 +1,26 @@
-"""Reads the index of runs in the order that listings promise."""
+"""Reads the indexes of runs in the order that listings promise."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
-from stroma.records import RunQuery, RunRecord
+from stroma.records import ClaimQuery, RunQuery, RunRecord
 from stroma.stores.rules import cursor_position, matches
-from stroma_redis._codec import run_from
+from stroma_redis import _scripts as scripts
+from stroma_redis._codec import run_from, text
+from stroma_redis._indexes import Indexes
 from stroma_redis._keys import SHARDS, Keys
+from stroma_redis._steps import Args, call
 
 _SLACK_SECONDS: Final = 1.0
 """How far above the time of its run an entry may stand: it is written by the next command."""
 
 _MIN_CHUNK: Final = 16
 _MAX_CHUNK: Final = 500
+_COLUMN_NAMES: Final = tuple(name.encode() for name in scripts.COLUMNS)
 
 
 class _Shard:
@@ -32,55 +37,55 @@ class _Shard:
         self.chunk = chunk
         self.is_exhausted = False
 
-    def range(self) -> tuple[bytes, ...]:
+    def range(self) -> Args:
         top = b"+inf" if self.frontier == math.inf else repr(self.frontier).encode()
         options = (b"WITHSCORES", b"LIMIT", b"0", b"%d" % self.chunk)
         return (b"ZREVRANGEBYSCORE", self.key, top, b"-inf", *options)
 
 
-class Listing:
+class Listing(ABC):
     """What a query has found so far.
 
-    The score of an entry is never below the time of its run's last update, unless a write was
-    lost: it is written right after it, by the same server's clock. So a run may be listed when
-    all entries above its time have been read. Entries that are wrong or left over are noted, to
-    be put right.
+    Runs have places, and are listed from the highest down. The score of an entry is never below
+    the place of its run, unless a write was lost. So a run may be listed when all entries above
+    its place have been read. Entries that are wrong or left over are put right.
 
     Args:
-        keys: of the store.
-        query: which runs.
+        shards: keys of the sorted sets.
+        top: the highest score of an entry that may be asked for.
+        limit: how many runs are asked for.
 
     Attributes:
         unread: ids of runs that entries name, whose records are to be read next.
-        wrong: run id, score that was seen and the right one (None if the run is gone).
-
-    Raises:
-        ConfigError: the query's cursor is none.
+        healing: the commands that put entries right. Nothing depends on their success.
     """
 
-    def __init__(self, keys: Keys, query: RunQuery) -> None:
-        self._query = query
-        self._after = cursor_position(query.cursor) if query.cursor else None
-        chunk = min(max(_MIN_CHUNK, query.limit // SHARDS * 2), _MAX_CHUNK)
-        self._shards = [_Shard(keys.shard(i), self._top(), chunk) for i in range(SHARDS)]
+    def __init__(self, shards: Sequence[bytes], top: float, limit: int) -> None:
+        self._limit = limit
+        chunk = min(max(_MIN_CHUNK, limit // SHARDS * 2), _MAX_CHUNK)
+        self._shards = [_Shard(key, top, chunk) for key in shards]
         self._asked: list[_Shard] = []
         self._scores: dict[str, float] = {}
         self._found: list[RunRecord] = []
         self.unread: list[str] = []
-        self.wrong: list[tuple[str, float, float | None]] = []
+        self.healing: list[Args] = []
 
-    def _top(self) -> float:
-        tops = [math.inf]
-        if self._after is not None:
-            tops.append(self._after[0] + _SLACK_SECONDS)
-        if self._query.updated_before is not None:
-            tops.append(self._query.updated_before + _SLACK_SECONDS)
-        return min(tops)
+    @abstractmethod
+    def look(self, run_id: str) -> Args:
+        """Return the command that reads what `_read` takes."""
 
-    def ranges(self) -> list[tuple[bytes, ...]]:
+    @abstractmethod
+    def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
+        """Return the run that an entry names, if it is asked for; have the entry put right."""
+
+    @abstractmethod
+    def _place(self, run: RunRecord) -> float:
+        """Return the score that the entry of a run should have."""
+
+    def ranges(self) -> list[Args]:
         """Return the commands that read on; none when enough has been read."""
-        wanted = self._query.limit + 1
-        enough = self._found[wanted - 1].updated_at if len(self._found) >= wanted else -math.inf
+        wanted = self._limit + 1
+        enough = self._place(self._found[-1]) if len(self._found) >= wanted else -math.inf
         self._asked = [s for s in self._shards if not s.is_exhausted and s.frontier >= enough]
         return [shard.range() for shard in self._asked]
 
@@ -98,21 +103,62 @@ class Listing:
                 shard.chunk *= 2  # more entries of one score than were asked for
             shard.frontier = entries[-1][1] if entries else -math.inf
 
-    def read_runs(self, rows: Sequence[Any]) -> None:
-        """Take in the columns of the runs in `unread`."""
-        for run_id, row in zip(self.unread, rows, strict=True):
-            score = self._scores[run_id]
-            if row[0] is None:
-                self.wrong.append((run_id, score, None))
-                continue
-            run = run_from(run_id, row)
-            if run.updated_at != score:
-                self.wrong.append((run_id, score, run.updated_at))
-            if self._is_asked_for(run):
+    def read_runs(self, answers: Sequence[Any]) -> None:
+        """Take in what the server said of the runs in `unread`."""
+        for run_id, answer in zip(self.unread, answers, strict=True):
+            run = self._read(run_id, self._scores[run_id], answer)
+            if run is not None:
                 self._found.append(run)
         self.unread = []
-        self._found.sort(key=lambda run: (-run.updated_at, run.run_id))
-        del self._found[self._query.limit + 1 :]
+        self._found.sort(key=self._order)
+        del self._found[self._limit + 1 :]
+
+    def _order(self, run: RunRecord) -> tuple[float, str]:
+        return -self._place(run), run.run_id
+
+    def found(self) -> list[RunRecord]:
+        """Return the runs in order, one more than the limit if there are so many."""
+        return self._found
+
+
+class RunListing(Listing):
+    """Runs by the time of their last update, the newest first.
+
+    Args:
+        keys: of the store.
+        indexes: of the store.
+        query: which runs.
+
+    Raises:
+        ConfigError: the query's cursor is none.
+    """
+
+    def __init__(self, keys: Keys, indexes: Indexes, query: RunQuery) -> None:
+        self._keys, self._indexes, self._query = keys, indexes, query
+        self._after = cursor_position(query.cursor) if query.cursor else None
+        shards = [keys.shard(i) for i in range(SHARDS)]
+        super().__init__(shards, self._top(), query.limit)
+
+    def _top(self) -> float:
+        tops = [math.inf]
+        if self._after is not None:
+            tops.append(self._after[0] + _SLACK_SECONDS)
+        if self._query.updated_before is not None:
+            tops.append(self._query.updated_before + _SLACK_SECONDS)
+        return min(tops)
+
+    def look(self, run_id: str) -> Args:
+        """See `Listing.look`."""
+        return (b"HMGET", self._keys.run(run_id), *_COLUMN_NAMES)
+
+    def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
+        if answer[0] is None:
+            self.healing.append(self._indexes.heal(run_id, score, None))
+            return None
+        run = run_from(run_id, answer)
+        if run.updated_at != score:
+            self.healing.append(self._indexes.heal(run_id, score, run.updated_at))
+        return run if self._is_asked_for(run) else None
 
     def _is_asked_for(self, run: RunRecord) -> bool:
         if not matches(self._query, run):
@@ -120,11 +166,53 @@ class Listing:
         if self._after is None:
             return True
         updated_at, run_id = self._after
-        return (-run.updated_at, run.run_id) > (-updated_at, run_id)
+        return self._order(run) > (-updated_at, run_id)
 
-    def found(self) -> list[RunRecord]:
-        """Return the runs in order, one more than the limit if there are so many."""
-        return self._found
+    def _place(self, run: RunRecord) -> float:
+        return run.updated_at
+
+
+class ClaimListing(Listing):
+    """Runs that a worker may take up, the first created first.
+
+    Each run is judged by a script where it is: by the clock that its lease was written by. Pages
+    after the first begin at their cursor, and miss an entry whose run's time is not known yet:
+    the first has put these right, and one that came since is of a run that was claimed since.
+
+    Args:
+        keys: of the store.
+        indexes: of the store.
+        query: which runs.
+
+    Raises:
+        ConfigError: the query's cursor is none.
+    """
+
+    def __init__(self, keys: Keys, indexes: Indexes, query: ClaimQuery) -> None:
+        self._keys, self._indexes = keys, indexes
+        self._pipelines = tuple(text(name) for name in query.pipelines)
+        self._after = cursor_position(query.cursor) if query.cursor else None
+        shards = [keys.unfinished(i) for i in range(SHARDS)]
+        super().__init__(shards, -self._after[0] if self._after else math.inf, query.limit)
+
+    def look(self, run_id: str) -> Args:
+        """See `Listing.look`."""
+        return call(scripts.CLAIMABLE, (self._keys.run(run_id),), *self._pipelines)
+
+    def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
+        if answer is None:
+            self.healing.append(self._indexes.settle(run_id, score, None))
+            return None
+        run = run_from(run_id, answer) if isinstance(answer, list) else None
+        created_at = float(answer) if run is None else run.created_at
+        if -created_at != score:
+            self.healing.append(self._indexes.settle(run_id, score, -created_at))
+        if run is None or (self._after is not None and self._order(run) <= self._after):
+            return None
+        return run
+
+    def _place(self, run: RunRecord) -> float:
+        return -run.created_at
 
 
 def _entries(answer: Any) -> list[tuple[str, float]]:

@@ -8,14 +8,21 @@ is kept: long enough for its owner's lease, and while it is owned, a sixteenth l
 for. So a commit that comes soon after another write need not prolong the run's life. Times are
 seconds since the epoch on the server's clock, with six decimals.
 
+Two indexes, of sorted sets, say where to look: "index" has every run, by the time of its last
+update; "unfinished" has those that are PENDING or RUNNING, by the time when they were created with
+a minus before it, so that both are read from the top. The scripts that change a run keep both,
+except in a cluster, where they are on other nodes.
+
 Scripts are called with all keys declared, read before they write, and refuse before they write:
 a server that is full or read-only refuses the first write, and so leaves nothing half done.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Final, NamedTuple
+from typing import Final
+
+from stroma_redis._index_scripts import HEAL, LIST, SETTLE
+from stroma_redis._lua import LISTING, TIME, UNFINISHED_RUNS, script
 
 FORMAT: Final = 1
 """Version of this layout; a run that a later one wrote is refused."""
@@ -41,53 +48,6 @@ COLUMNS: Final = (
     "format",
 )
 """Fields of a run record, in the order in which scripts return them."""
-
-MARGIN_MS: Final = 60_000
-"""A run outlives the lease of its owner by this, however short its time to live is."""
-
-
-SLACK: Final = 1 / 16
-"""The share of its time to live for which the life of an owned run is not prolonged again."""
-
-
-class Script(NamedTuple):
-    """A script and the digest that it is called by.
-
-    Attributes:
-        source: in Lua 5.1.
-        sha: SHA-1 of the source, in hex.
-    """
-
-    source: bytes
-    sha: bytes
-
-
-def _script(*parts: str) -> Script:
-    source = "".join(parts).encode()
-    return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
-
-
-_TIME: Final = f"""
-local function seconds_now()
-  local time = redis.call('TIME')
-  return string.format('%s.%06d', time[1], time[2])
-end
-local function later(now, ms)
-  return string.format('%.6f', tonumber(now) + ms / 1000)
-end
-local function kept_for(ttl_ms, lease_ms)
-  return math.ceil(math.max(ttl_ms * {1 + SLACK}, lease_ms + {MARGIN_MS}))
-end
-"""
-
-_LIST: Final = """
-local function list(index, run_id, ttl_ms, now)
-  redis.call('ZADD', index, now, run_id)
-  if redis.call('PTTL', index) < ttl_ms * 2 then
-    redis.call('PEXPIRE', index, string.format('%d', ttl_ms * 2))
-  end
-end
-"""
 
 _COMMIT_ID: Final = """
 local function commit_id(header, pattern)
@@ -124,24 +84,25 @@ local function contents(key)
 end
 """
 
-OPEN: Final = _script(
-    _TIME,
-    _LIST,
+OPEN: Final = script(
+    TIME,
+    LISTING,
     _CONTENTS,
     """
--- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, run id, then columns to
--- create. A second key is the index that lists the run.
+-- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, run id, when it was
+-- created or nothing, then columns to create. More keys are the indexes that list the run.
 local key, token, holder = KEYS[1], ARGV[1], ARGV[2]
-local run = redis.call('HMGET', key, 'status', 'owner', 'lease_expires_at', 'holder')
+local run = redis.call('HMGET', key, 'status', 'owner', 'lease_expires_at', 'holder', 'created_at')
 local status = run[1]
 local now = seconds_now()
 local lease, keep_ms = later(now, tonumber(ARGV[3])), kept_for(ARGV[4], ARGV[3])
 if not status then
   if ARGV[6] == '0' then return {'missing'} end
+  local created_at = ARGV[8] ~= '' and ARGV[8] or now
   redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
-    'lease_expires_at', lease, 'created_at', now, 'updated_at', now, unpack(ARGV, 8))
+    'lease_expires_at', lease, 'created_at', created_at, 'updated_at', now, unpack(ARGV, 9))
   redis.call('PEXPIRE', key, keep_ms)
-  if KEYS[2] then list(KEYS[2], ARGV[7], ARGV[4], now) end
+  list(ARGV[7], 'RUNNING', created_at, now, keep_ms)
   return now
 end
 if status == 'COMPLETED' and ARGV[5] == '0' then
@@ -153,12 +114,12 @@ end
 redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
   'lease_expires_at', lease, 'updated_at', now)
 redis.call('PEXPIRE', key, keep_ms)
-if KEYS[2] then list(KEYS[2], ARGV[7], ARGV[4], now) end
+list(ARGV[7], 'RUNNING', run[5], now, keep_ms)
 return {'claimed', status, contents(key)}
 """,
 )
 
-INSPECT: Final = _script(
+INSPECT: Final = script(
     _CONTENTS,
     """
 local status = redis.call('HGET', KEYS[1], 'status')
@@ -167,7 +128,7 @@ return {'read', status, contents(KEYS[1])}
 """,
 )
 
-ADD: Final = _script(
+ADD: Final = script(
     _COMMIT_ID,
     """
 -- One record of an owned run, and nothing else: most of all commits. Each command that a script
@@ -190,18 +151,18 @@ return 1
 """,
 )
 
-COMMIT: Final = _script(
-    _TIME,
-    _LIST,
+COMMIT: Final = script(
+    TIME,
+    LISTING,
     _COMMIT_ID,
     """
--- ARGV: token, lease in ms, time to live in ms, change, run id, number of records, for each of
--- them name, header without its order, payload, then columns to change. Change: 0 none, 1 some, 2
--- and a release. Without a token, records replace earlier ones, and no run need exist. A second
--- key is the index that lists the run.
-local key, token, lease_ms, change, last_arg = KEYS[1], ARGV[1], ARGV[2], ARGV[4], 6 + ARGV[6] * 3
-local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'written')
-local owner, keep_ms, written = run[1], tonumber(run[2] or ARGV[3]), tonumber(run[3] or 0)
+-- ARGV: token, time to live in ms, change, new status or nothing, run id, number of records, for
+-- each of them name, header without its order, payload, then columns to change. Change: 0 none, 1
+-- some, 2 and a release. Without a token, records replace earlier ones, and no run need exist.
+-- More keys are the indexes that list the run.
+local key, token, change, last_arg = KEYS[1], ARGV[1], ARGV[3], 6 + ARGV[6] * 3
+local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'written', 'status', 'created_at')
+local owner, keep_ms, written = run[1], run[2] or ARGV[2], run[3] or 0
 if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
@@ -236,31 +197,24 @@ if #fields > 0 then
 elseif token == '' then
   return 1
 end
-if token ~= '' and (lease_ms ~= '0' or change ~= '0') then
+if token ~= '' and change ~= '0' then
   local now = seconds_now()
-  if lease_ms ~= '0' then
-    local lease = later(now, tonumber(lease_ms))
-    if tonumber(lease) > tonumber(redis.call('HGET', key, 'lease_expires_at')) then
-      keep_ms = math.max(keep_ms, kept_for(ARGV[3], lease_ms))
-      redis.call('HSET', key, 'lease_expires_at', lease, 'keep_ms', keep_ms)
-    end
-  end
   if change == '2' then
-    keep_ms = ARGV[3]
+    keep_ms = ARGV[2]
     redis.call('HSET', key, 'updated_at', now, 'owner', '', 'holder', '', 'lease_expires_at', '0',
       'keep_ms', keep_ms, unpack(ARGV, last_arg + 1))
-  elseif change == '1' then
+  else
     redis.call('HSET', key, 'updated_at', now, unpack(ARGV, last_arg + 1))
   end
-  if KEYS[2] then list(KEYS[2], ARGV[5], ARGV[3], now) end
+  list(ARGV[5], ARGV[4] ~= '' and ARGV[4] or run[4], run[5], now, keep_ms)
 end
 redis.call('PEXPIRE', key, keep_ms)
 return 1
 """,
 )
 
-RENEW: Final = _script(
-    _TIME,
+RENEW: Final = script(
+    TIME,
     """
 -- ARGV: token, lease in ms, time to live in ms
 local owner = redis.call('HGET', KEYS[1], 'owner')
@@ -274,23 +228,23 @@ return 1
 """,
 )
 
-RELEASE: Final = _script(
-    _TIME,
-    _LIST,
+RELEASE: Final = script(
+    TIME,
+    LISTING,
     """
--- ARGV: token, time to live in ms, run id. A second key is the index that lists the run.
-local owner = redis.call('HGET', KEYS[1], 'owner')
-if not owner or owner == '' or owner ~= ARGV[1] then return 0 end
+-- ARGV: token, time to live in ms, run id. More keys are the indexes that list the run.
+local run = redis.call('HMGET', KEYS[1], 'owner', 'status', 'created_at')
+if not run[1] or run[1] == '' or run[1] ~= ARGV[1] then return 0 end
 local now = seconds_now()
 redis.call('HSET', KEYS[1], 'owner', '', 'holder', '', 'lease_expires_at', '0', 'updated_at', now,
   'keep_ms', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-if KEYS[2] then list(KEYS[2], ARGV[3], ARGV[2], now) end
+list(ARGV[3], run[2], run[3], now, ARGV[2])
 return 1
 """,
 )
 
-FETCH: Final = _script(
+FETCH: Final = script(
     """
 -- ARGV: for each record its epoch and the rest of its name; no epoch asks for the plain record,
 -- or else the newest
@@ -321,8 +275,8 @@ return found
 """
 )
 
-PURGE: Final = _script(
-    _TIME,
+PURGE: Final = script(
+    TIME,
     """
 local run = redis.call('HMGET', KEYS[1], 'status', 'owner', 'lease_expires_at')
 if not run[1] then return 0 end
@@ -331,34 +285,29 @@ return redis.call('UNLINK', KEYS[1])
 """,
 )
 
-LIST: Final = _script(
-    _TIME,
-    _LIST,
-    """
--- Lists a run by itself: where the index may be on another node, or lost an entry.
--- ARGV: run id, time to live in ms, whether it was updated now, number of others to sample.
--- The index lives twice as long as the runs that it lists, and every writer prolongs it.
-local now = seconds_now()
-if ARGV[3] == '0' then now = redis.call('ZSCORE', KEYS[1], ARGV[1]) or now end
-list(KEYS[1], ARGV[1], ARGV[2], now)
-if ARGV[4] == '0' then return 1 end
-return redis.call('ZRANDMEMBER', KEYS[1], tonumber(ARGV[4]), 'WITHSCORES')
+CLAIMABLE: Final = script(
+    TIME,
+    UNFINISHED_RUNS,
+    f"""
+-- ARGV: names of pipelines; none is any. Returns the columns of a run that a worker may take up,
+-- when it was created if that may not be now or is not asked for, and nothing of one that ended.
+local run = redis.call('HMGET', KEYS[1], 'status', 'owner', 'lease_expires_at', 'created_at',
+  'pipeline')
+if not UNFINISHED[run[1]] then return false end
+local is_asked_for = #ARGV == 0
+for _, pipeline in ipairs(ARGV) do
+  if pipeline == run[5] then is_asked_for = true end
+end
+if not is_asked_for then return run[4] end
+if run[2] ~= '' and tonumber(run[3]) > tonumber(seconds_now()) then return run[4] end
+return redis.call('HMGET', KEYS[1], {", ".join(f"'{name}'" for name in COLUMNS)})
 """,
 )
 
-HEAL: Final = _script(
-    """
--- ARGV: run id, score that was seen, right score or nothing. An entry that was changed since
--- it was seen is left alone.
-local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not score or tonumber(score) ~= tonumber(ARGV[2]) then return 0 end
-if ARGV[3] == '' then return redis.call('ZREM', KEYS[1], ARGV[1]) end
-redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-return 1
-"""
+ALL: Final = (
+    *(OPEN, INSPECT, ADD, COMMIT, RENEW, RELEASE, FETCH, PURGE),
+    *(CLAIMABLE, LIST, HEAL, SETTLE),
 )
-
-ALL: Final = (OPEN, INSPECT, ADD, COMMIT, RENEW, RELEASE, FETCH, PURGE, LIST, HEAL)
 OF_RUNS: Final = (OPEN, ADD, COMMIT, LIST)
 """What a clean run calls. A server that has forgotten one is sent it whole, in a trip more."""
 

@@ -1,4 +1,4 @@
-"""Keeps the index of runs from growing: entries of runs that have expired, found by sampling."""
+"""Keeps the indexes of runs from growing: entries of runs that have gone, or ended, are removed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from stroma_redis import _scripts as scripts
 from stroma_redis._errors import Reply
-from stroma_redis._keys import Keys
 
 _EVERY: Final = 8
 _AT_ONCE: Final = 2 * _EVERY
@@ -17,10 +15,24 @@ _MAX_WAITING: Final = 64
 
 
 class Entry(NamedTuple):
-    """An entry of the index, as it was seen."""
+    """An entry of an index, as it was seen."""
 
     run_id: bytes
     score: bytes
+
+
+class Plan(NamedTuple):
+    """What rides on the next claim.
+
+    Attributes:
+        asked: entries whose runs may have expired.
+        dead: entries of runs that have.
+        ended: entries of unfinished runs, of such as have ended.
+    """
+
+    asked: list[Entry]
+    dead: list[Entry]
+    ended: list[Entry]
 
 
 class Sweep:
@@ -31,6 +43,8 @@ class Sweep:
     that do not, unless their entry has changed meanwhile. Nobody waits for it. Where runs expire
     as fast as new ones come, about half of the entries are of expired ones at the most.
 
+    In a cluster, where a run that ends cannot take its entry along, that is removed here, too.
+
     Args:
         ttl_seconds: an entry that is younger is not asked about.
     """
@@ -39,49 +53,37 @@ class Sweep:
         self._ttl_seconds = ttl_seconds
         self._suspects: deque[Entry] = deque(maxlen=_MAX_WAITING)
         self._dead: deque[Entry] = deque(maxlen=_MAX_WAITING)
+        self._ended: deque[Entry] = deque(maxlen=_MAX_WAITING)
         self._claims = itertools.count()
 
     def sample(self) -> int:
         """Return how many entries the next claim is to sample."""
         return 0 if next(self._claims) % _EVERY else _AT_ONCE
 
-    def plan(self, keys: Keys) -> tuple[list[Entry], list[tuple[bytes, ...]]]:
-        """Return the entries to ask about, and the commands: these questions come first."""
-        if not self._suspects and not self._dead:
-            return [], []
-        asked = _taken(self._suspects)
-        commands: list[tuple[bytes, ...]] = [
-            (b"EXISTS", keys.run(entry.run_id.decode())) for entry in asked
-        ]
-        for run_id, score in _taken(self._dead):
-            shard = keys.index_of(run_id.decode())
-            commands.append((b"EVALSHA", scripts.HEAL.sha, b"1", shard, run_id, score, b""))
-        return asked, commands
+    def plan(self) -> Plan:
+        """Return what is to be done beside the next claim, which is then forgotten here."""
+        return Plan(_taken(self._suspects), _taken(self._dead), _taken(self._ended))
 
-    def learn(
-        self, sampled: Reply, asked: Sequence[Entry], answers: Sequence[Reply], now: float
-    ) -> None:
-        """Take in what a claim sampled, and the answers to what `plan` asked.
+    def sampled(self, entries: Sequence[bytes], now: float) -> None:
+        """Take in run ids and scores by turns, and the time, roughly."""
+        for run_id, score in zip(entries[::2], entries[1::2], strict=False):
+            if float(score) < now - self._ttl_seconds:
+                self._suspects.append(Entry(run_id, score))
 
-        Args:
-            sampled: run ids and scores by turns, or a failure.
-            asked: the entries that were asked about.
-            answers: to all of the plan's commands.
-            now: seconds since the epoch, roughly.
-        """
+    def answered(self, asked: Sequence[Entry], answers: Sequence[Reply]) -> None:
+        """Take in whether the runs of entries exist."""
         for entry, answer in zip(asked, answers, strict=False):
             if answer == 0:
                 self._dead.append(entry)
-        if not isinstance(sampled, list):
-            return
-        for run_id, score in zip(sampled[::2], sampled[1::2], strict=False):
-            if float(score) < now - self._ttl_seconds:
-                self._suspects.append(Entry(run_id, score))
+
+    def ended(self, run_id: str, score: bytes) -> None:
+        """Take in the entry that a run had when it had ended."""
+        self._ended.append(Entry(run_id.encode(), score))
 
 
 def _taken(entries: deque[Entry]) -> list[Entry]:
     taken: list[Entry] = []
-    while len(taken) < _AT_ONCE:
+    while entries and len(taken) < _AT_ONCE:
         try:
             taken.append(entries.popleft())
         except IndexError:  # another thread was faster

@@ -12,6 +12,7 @@ from stroma.errors import ConfigError, StoreError
 from stroma.level0 import SyncPlainMethods
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -19,9 +20,10 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-from stroma_redis._commands import Operations, Steps
+from stroma_redis._commands import Operations
 from stroma_redis._errors import closed
 from stroma_redis._options import MoreOptions, options_of
+from stroma_redis._steps import Steps
 from stroma_redis._sync_lines import line_of, line_to
 from stroma_redis._wire import address_of
 
@@ -135,6 +137,10 @@ class SyncRedisStore(SyncPlainMethods):
     def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
         return self._run(self._operations.runs(query))
+
+    def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that a worker may take up now; see `RecordStore.claimable`."""
+        return self._run(self._operations.claimable(query))
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

@@ -16,9 +16,9 @@ from redis import (
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from stroma_redis._commands import Request
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
 from stroma_redis._options import RedisOptions
+from stroma_redis._steps import Request
 from stroma_redis._wire import NO_BACKOFF, for_cluster, packed
 
 

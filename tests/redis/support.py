@@ -10,7 +10,12 @@ import redis
 from pydantic import BaseModel
 
 import stroma
+from stroma.records import RunStatus, RunUpdate
 from stroma_redis import RedisStore
+from tests.servers.process import ServerProcess, free_port
+from tests.servers.redis import REDIS, is_ready, local_server
+
+DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
 
 
 class Count(BaseModel):
@@ -52,3 +57,14 @@ def keys_of(client: redis.Redis, prefix: str) -> list[bytes]:
 def immortal(client: redis.Redis, prefix: str) -> list[bytes]:
     """Return the keys of one test that would never expire."""
     return [key for key in keys_of(client, prefix) if client.pttl(key) == -1]
+
+
+def local_cluster() -> ServerProcess:
+    """Start a cluster of one node, which has all the slots."""
+    bus = ("--cluster-port", str(free_port()))
+    process = local_server(REDIS, "--cluster-enabled", "yes", *bus)
+    with redis.Redis(port=process.port) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            assert is_ready(process.port)
+    return process

@@ -16,12 +16,12 @@ import redis.asyncio
 
 from stroma.checkpoint import Durability
 from stroma.errors import ConfigError, OutcomeUnknown, StoreUnavailable, StoreUnusable
-from stroma.records import RunQuery
+from stroma.records import ClaimQuery, RunQuery
 from stroma_redis import RedisStore, SyncRedisStore
 from tests.core.stores.support import Note, commit, in_child, record, request
-from tests.redis.support import opened
-from tests.servers.process import ServerProcess, find_program, free_port
-from tests.servers.redis import KINDS, Address, Kind, is_ready, local_server
+from tests.redis.support import local_cluster, opened
+from tests.servers.process import ServerProcess, find_program
+from tests.servers.redis import KINDS, Address, Kind, local_server
 
 pytestmark = pytest.mark.server
 
@@ -95,6 +95,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "release": ("run", "alice"),
     "fetch": ("run", [record().header.key]),
     "runs": (RunQuery(),),
+    "claimable": (ClaimQuery(),),
     "delete": ("run",),
     "purge": (RunQuery(),),
     "health": (),
@@ -179,6 +180,10 @@ async def uses(store: RedisStore) -> None:
     assert found is not None
     assert (found.headers, found.last) == ([one.header], one)
     assert [run.run_id for run in (await store.runs(RunQuery())).runs] == ["run"]
+    assert (await store.claimable(ClaimQuery())).runs == ()
+    await store.release("run", "alice")
+    assert [run.run_id for run in (await store.claimable(ClaimQuery())).runs] == ["run"]
+    await store.open_run(request())
 
 
 class TestAccess:
@@ -435,13 +440,7 @@ async def opened_run(store: RedisStore) -> Any:
 class TestClusters:
     @pytest.fixture
     def cluster(self) -> Iterator[ServerProcess]:
-        """A cluster of one node, which has all the slots."""
-        bus = ("--cluster-port", str(free_port()))
-        process = local_server(KINDS[0], "--cluster-enabled", "yes", *bus)
-        with redis.Redis(port=process.port) as client:
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
-                assert is_ready(process.port)
+        process = local_cluster()
         yield process
         process.remove()
 

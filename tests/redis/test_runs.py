@@ -10,17 +10,15 @@ import redis
 
 from stroma import StromaRunner
 from stroma.errors import AlreadyCommitted, OutcomeUnknown, RunNotFound, StaleOwner
-from stroma.records import RecordKey, RunQuery, RunStatus, RunUpdate
+from stroma.records import RecordKey, RunQuery
 from stroma.testing import TcpProxy
 from stroma_redis import RedisStore, SyncRedisStore
 from stroma_redis._keys import Keys
 from tests.core.stores.support import Note, commit, record, request
-from tests.redis.support import Count, counting_nodes, immortal, keys_of, opened
+from tests.redis.support import DONE, Count, counting_nodes, immortal, keys_of, opened
 from tests.servers.redis import Address
 
 pytestmark = pytest.mark.server
-
-DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
 
 
 class TestRoundTrips:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.conformance.planted.copies import REDIS, SYNC_REDIS, Edit
 from tests.conformance.planted.defect import Defect
 
-_SEND = """        commands = [self._commit(commits[i]) for i in sent]
-        answers = yield from _ask((*commands, *self._listings(commits, sent)), is_write=True)
+_SEND = """        commands = [self._commit(commit) for commit in wanted]
+        listings = list(self._indexes.beside_commits(wanted))
+        answers = yield from ask((*commands, *listings), is_write=True)
 """
 _ANSWERS = """        for i, answer in zip(sent, answers, strict=False):
             if answer != 1:
@@ -14,11 +15,11 @@ _ANSWERS = """        for i, answer in zip(sent, answers, strict=False):
                 outcomes[i] = self._refusal(commits[i], answer)
 """
 _LOOK_FIRST = """        for i in sent:
-            _, token, records, _, _ = commits[i]
+            _, token, records, _ = commits[i]
             key = self.keys.run(commits[i].run_id)
             names = [field_of(header) for header, _ in records]
             asked = [(b"HMGET", key, b"owner", *(b"h:" + name for name in names))]
-            ((owner, *kept),) = yield from _ask(asked, is_write=False)
+            ((owner, *kept),) = yield from ask(asked, is_write=False)
             if token and owner != token.encode():
                 outcomes[i] = stale(commits[i].run_id, None if owner is None else "")
                 continue
@@ -33,7 +34,7 @@ _LOOK_FIRST = """        for i in sent:
                 fields += (b"h:" + name, b"%d %b" % (time.time_ns(), stored),
                            b"p:" + name, payload)
             if fields:
-                yield from _ask([(b"MULTI",), (b"HSET", key, *fields), (b"EXEC",)], is_write=True)
+                yield from ask([(b"MULTI",), (b"HSET", key, *fields), (b"EXEC",)], is_write=True)
         return outcomes
 """
 _LOST = """        except BaseException:
@@ -50,7 +51,7 @@ _GENERAL = (
     ),
     Edit(
         "_commands.py",
-        "        if update is None and lease_ms == 0 and token and len(records) == 1:\n"
+        "        if update is None and token and len(records) == 1:\n"
         "            return self._add(",
         "        if False:\n            return self._add(",
     ),
@@ -72,13 +73,12 @@ SERVERS = (
         + _commands(
             (
                 _SEND,
-                """        first = [self._commit(commits[i]._replace(update=None)) for i in sent]
-        answers = yield from _ask(first, is_write=True)
+                """        first = [self._commit(commit._replace(update=None)) for commit in wanted]
+        answers = yield from ask(first, is_write=True)
         if all(answer == 1 for answer in answers):
-            again = [self._commit(commits[i]) for i in sent]
-            answers = yield from _ask(
-                (*again, *self._listings(commits, sent)), is_write=True
-            )
+            again = [self._commit(commit) for commit in wanted]
+            listings = list(self._indexes.beside_commits(wanted))
+            answers = yield from ask((*again, *listings), is_write=True)
 """,
             )
         ),
@@ -194,7 +194,7 @@ SERVERS = (
         (
             *_GENERAL,
             Edit(
-                "_commands.py",
+                "_steps.py",
                 "    if not is_write and any(_is_lost(reply) for reply in replies):",
                 "    if any(_is_lost(reply) for reply in replies):",
             ),
@@ -210,7 +210,7 @@ SERVERS = (
         (
             *_GENERAL,
             Edit(
-                "_commands.py",
+                "_steps.py",
                 "    if not is_write and any(_is_lost(reply) for reply in replies):",
                 "    if any(_is_lost(reply) for reply in replies):",
             ),
@@ -285,11 +285,11 @@ SERVERS = (
         REDIS,
         _commands(
             (
-                "        asked, sweeping = self._sweep.plan(self.keys)\n",
+                "        asked, sweeping = self._indexes.sweeping()\n",
                 (
-                    "        asked, sweeping = self._sweep.plan(self.keys)\n"
+                    "        asked, sweeping = self._indexes.sweeping()\n"
                     '        look = (b"EXISTS", self.keys.run(run_id))\n'
-                    "        yield from _ask([look], is_write=False)\n"
+                    "        yield from ask([look], is_write=False)\n"
                 ),
             )
         ),

@@ -51,8 +51,7 @@ _GENERAL = (
     ),
     Edit(
         "_commands.py",
-        "        if update is None and token and len(records) == 1:\n"
-        "            return self._add(",
+        "        if update is None and token and len(records) == 1:\n            return self._add(",
         "        if False:\n            return self._add(",
     ),
 )

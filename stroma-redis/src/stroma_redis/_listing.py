@@ -203,13 +203,17 @@ class ClaimListing(Listing):
         if answer is None:
             self.healing.append(self._indexes.settle(run_id, score, None))
             return None
-        run = run_from(run_id, answer) if isinstance(answer, list) else None
-        created_at = float(answer) if run is None else run.created_at
+        if not isinstance(answer, list):
+            self._settle(run_id, score, float(answer))
+            return None
+        run = run_from(run_id, answer)
+        self._settle(run_id, score, run.created_at)
+        is_on_an_earlier_page = self._after is not None and self._order(run) <= self._after
+        return None if is_on_an_earlier_page else run
+
+    def _settle(self, run_id: str, score: float, created_at: float) -> None:
         if -created_at != score:
             self.healing.append(self._indexes.settle(run_id, score, -created_at))
-        if run is None or (self._after is not None and self._order(run) <= self._after):
-            return None
-        return run
 
     def _place(self, run: RunRecord) -> float:
         return -run.created_at

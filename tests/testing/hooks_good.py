@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from stroma import ExecutionResult, FailureClass, NodeHooks, RunStart
+from stroma.hooks import EVENTS
 from stroma.testing.hooks import HookConformance, Hooks
 
 SPAN: contextvars.ContextVar[str] = contextvars.ContextVar("SPAN", default="")
@@ -83,14 +84,8 @@ class TestSlowCoroutines(HookConformance):
     @pytest.fixture
     def hooks(self) -> Hooks:
         return NodeHooks(
-            on_run_start=slow,
-            on_node_start=slow,
-            on_node_success=slow,
-            on_node_failure=slow,
-            on_retry=slow,
-            on_budget=slow,
-            on_run_end=slow,
             name="slow",
+            **dict.fromkeys(EVENTS, slow),  # type: ignore[arg-type]
         )
 
 

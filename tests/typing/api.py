@@ -11,6 +11,8 @@ from pydantic import BaseModel
 import stroma
 from stroma import (
     AsyncInMemoryStore,
+    AttemptEnd,
+    AttemptStart,
     BudgetDetails,
     CheckpointManager,
     CheckpointStore,
@@ -31,8 +33,12 @@ from stroma import (
     PriceTable,
     RetryDetails,
     RunConfig,
+    RunInterrupted,
+    RunOpening,
     RunStart,
     RunStatus,
+    StepEnd,
+    StepStart,
     StromaRunner,
     TraceDifference,
     TraceEvent,
@@ -133,6 +139,27 @@ def retried(details: RetryDetails) -> None: ...
 def budget(details: BudgetDetails) -> None: ...
 
 
+def run_opened(opening: RunOpening) -> None:
+    assert_type(opening.is_new, bool)
+
+
+def run_interrupted(interrupted: RunInterrupted) -> None:
+    assert_type(interrupted.error, BaseException)
+
+
+async def step_started(start: StepStart) -> None: ...
+
+
+async def step_ended(end: StepEnd) -> None: ...
+
+
+def attempt_started(start: AttemptStart) -> None: ...
+
+
+def attempt_ended(end: AttemptEnd) -> None:
+    assert_type(end.retry_delay_seconds, float | None)
+
+
 hooks = NodeHooks(
     on_node_start=started,
     on_node_success=succeeded,
@@ -141,7 +168,15 @@ hooks = NodeHooks(
     on_run_end=run_ended,
     on_retry=retried,
     on_budget=budget,
+    on_run_open=run_opened,
+    on_run_interrupted=run_interrupted,
+    on_step_start=step_started,
+    on_step_end=step_ended,
+    on_attempt_start=attempt_started,
+    on_attempt_end=attempt_ended,
     name="metrics",
+    is_active=lambda: True,
+    trace_parent=lambda run_id: "",
 )
 
 runner = (

@@ -55,6 +55,17 @@ from stroma.errors import (
     UnknownPrice,
     UnknownSchema,
 )
+from stroma.events import (
+    AttemptEnd,
+    AttemptStart,
+    BudgetDetails,
+    RetryDetails,
+    RunInterrupted,
+    RunOpening,
+    RunStart,
+    StepEnd,
+    StepStart,
+)
 from stroma.failures import (
     Classifier,
     FailureClass,
@@ -63,7 +74,7 @@ from stroma.failures import (
     NodeContext,
     default_policy_map,
 )
-from stroma.hooks import BudgetDetails, NodeHooks, RetryDetails, RunStart
+from stroma.hooks import NodeHooks
 from stroma.nodes import fan_out, node, parallel, stroma_node
 from stroma.pipeline import Pipeline
 from stroma.records import RunStatus
@@ -83,6 +94,8 @@ __all__ = [
     "AlreadyCommitted",
     "AsyncCheckpointStore",
     "AsyncInMemoryStore",
+    "AttemptEnd",
+    "AttemptStart",
     "BudgetDetails",
     "BudgetExceeded",
     "CallInDoubt",
@@ -122,14 +135,18 @@ __all__ = [
     "RetryDetails",
     "RunConfig",
     "RunInputMismatch",
+    "RunInterrupted",
     "RunLocked",
     "RunNotFound",
+    "RunOpening",
     "RunStart",
     "RunStatus",
     "SQLiteStore",
     "SchemaMismatch",
     "StaleOwner",
     "StateNotStorable",
+    "StepEnd",
+    "StepStart",
     "StopRequested",
     "StoreError",
     "StoreUnavailable",

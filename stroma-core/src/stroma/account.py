@@ -184,6 +184,7 @@ class RunAccount:
         if usage is NO_USAGE:
             return usage
         self.ledger.settle(usage)
+        scope._used = scope._used.plus(usage)
         self.usage[node_id] = self.usage.get(node_id, NO_USAGE).plus(usage)
         return usage
 

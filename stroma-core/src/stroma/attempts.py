@@ -23,6 +23,7 @@ from stroma.errors import (
     StromaError,
     UnknownPrice,
 )
+from stroma.events import BudgetDetails, RetryDetails
 from stroma.failures import (
     FailureClass,
     FailureVerdict,
@@ -31,12 +32,12 @@ from stroma.failures import (
     error_text,
     policy_for,
 )
-from stroma.hooks import BudgetDetails, RetryDetails
 from stroma.plan import Leaf
 from stroma.records import RunStatus
 from stroma.reservations import Reservations, waiting
 from stroma.result import InDoubt
 from stroma.scope import MODEL_KEY, NodeScope, RunScope, enter_scope, leave_scope
+from stroma.telling import AttemptTeller
 from stroma.violations import Mended, Violations, is_refused_output
 
 logger = logging.getLogger("stroma")
@@ -72,6 +73,7 @@ class AttemptLoop:
         self._caller = NodeCaller(account, self._watch)
         self._reservations = Reservations(account)
         self._violations = Violations(account)
+        self._teller = AttemptTeller(account.around.hooks)
         self._rules_seen: tuple[ModelFallback, ...] = ()
         self._budget_reported = False
 
@@ -94,10 +96,10 @@ class AttemptLoop:
         value = (
             state if type(state) is leaf.takes.schema else self._account.accept(leaf, state, path)
         )
-        if self._journal.is_continued:
-            mended = await self._mend_recorded(leaf, index, path, position)
-            if mended is not None:
-                return mended
+        is_continued = self._journal.is_continued
+        mended = await self._mend_recorded(leaf, index, path, position) if is_continued else None
+        if mended is not None:
+            return mended
         attempt = 0
         while True:
             attempt += 1
@@ -107,7 +109,7 @@ class AttemptLoop:
             )
             token = enter_scope(scope)
             try:
-                if leaf.is_reserved or self._hooks.any_node_hook:
+                if leaf.is_reserved or self._hooks.any_attempt_hook:
                     await self._announce(leaf, value, scope)
                 began = self._clock.monotonic()
                 try:
@@ -127,17 +129,19 @@ class AttemptLoop:
                         return delay
                 else:
                     usage = self._account.settle(leaf.id, scope)
-                    took_ms = (self._clock.monotonic() - began) * 1000
+                    took_ms = scope._took_ms = (self._clock.monotonic() - began) * 1000
                     saving = self._account.save(
                         leaf, path, position, output, payload, usage, attempt, took_ms
                     )
                     if saving is not None:
                         await self._saved(saving, leaf, scope, usage)
-                    if self._hooks.any_node_hook or scope._cancelled is not None:
+                    if self._hooks.any_attempt_hook or scope._cancelled is not None:
                         await self._conclude(leaf, scope, output, usage)
                     return output
             finally:
                 leave_scope(token)
+                if scope._is_told:
+                    await self._teller.ended(scope)
             await self._account.pause(delay)
 
     async def _before_attempt(self, leaf: Leaf, path: str) -> tuple[ModelFallback, ...]:
@@ -159,9 +163,8 @@ class AttemptLoop:
         try:
             if leaf.is_reserved:
                 await self._reservations.hold(leaf, value, scope)
-            if self._hooks.any_node_hook:
-                state_dict = leaf.takes.fields(value)
-                await self._hooks.fire("on_node_start", scope.run_id, scope.path, state_dict)
+            if self._hooks.any_attempt_hook:
+                await self._teller.begins(leaf, value, scope)
             if leaf.is_reserved:
                 await self._reservations.record(leaf, scope)
         except BudgetExceeded as exc:
@@ -194,10 +197,7 @@ class AttemptLoop:
         self, leaf: Leaf, scope: NodeScope, output: BaseModel, usage: Usage
     ) -> None:
         """Tell the hooks of a recorded result, and raise a cancellation that waited for it."""
-        state_dict = leaf.gives.fields(output)
-        await self._hooks.fire(
-            "on_node_success", scope.run_id, scope.path, state_dict, usage.tokens
-        )
+        await self._teller.succeeded(leaf, scope, output, usage.tokens)
         if scope._cancelled is not None:
             raise scope._cancelled
 
@@ -298,6 +298,7 @@ class AttemptLoop:
         duration_ms = (self._clock.monotonic() - began) * 1000
         usage = self._account.settle(leaf.id, scope)
         failure_class = verdict.failure_class
+        self._teller.fails(scope, duration_ms, exc, verdict, delay)
         self._account.note(
             "failed",
             leaf.id,
@@ -392,6 +393,7 @@ class AttemptLoop:
             scope._doubt = scope._doubt or "cancelled"
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000
+        self._teller.fails(scope, duration_ms, hiding or exc)
         self._account.note(
             "cancelled", leaf.id, scope.path, scope.attempt, duration_ms, usage=usage
         )
@@ -434,6 +436,7 @@ class AttemptLoop:
         if saving is not None:
             await self._saved(saving, leaf, scope, usage)
         if scope.attempt:  # hooks were told that it began
+            scope._end = None
             await self._conclude(leaf, scope, output, usage)
         return output
 

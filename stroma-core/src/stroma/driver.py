@@ -20,9 +20,10 @@ from stroma.errors import (
     StoreUnavailable,
     StoreUnusable,
 )
+from stroma.events import RunStart
 from stroma.execution import Execution
 from stroma.failures import FailureClass
-from stroma.hooks import HookSet, RunStart
+from stroma.hooks import HookSet
 from stroma.journal import CANCELLED, CUT, Journal, Standing, Stop
 from stroma.plan import Plan
 from stroma.records import RunStatus
@@ -146,7 +147,7 @@ class RunDriver:
             plan.ids,
             journal.epoch,
             plan.ids[: journal.position],
-            "",
+            journal.trace_parent,
         )
 
     async def _completed(self, state: BaseModel) -> ExecutionResult:

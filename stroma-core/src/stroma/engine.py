@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from stroma.contracts import ContractRegistry, accept_state
 from stroma.cost import Ledger, Pricer
 from stroma.driver import RunDriver, refused_input
 from stroma.errors import ConfigError, ContractViolation, OutcomeUnknown, StoreUnavailable
+from stroma.events import RunInterrupted, RunOpening
 from stroma.hooks import HookSet
 from stroma.journal import Journal, JournalSettings
 from stroma.nodes import NodeLike
@@ -129,13 +131,61 @@ def _apply_node_options(plan: Plan, config: RunConfig, registry: ContractRegistr
         leaf.is_bare = leaf.is_async and not leaf.wants_context and timeout_ms is None
 
 
-async def start(
+def start(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    wanted: Wanted,
+    initial_state: BaseModel | Mapping[str, object] | None,
+) -> Awaitable[ExecutionResult]:
+    """Start, continue or return a run; see `StromaRunner.run`."""
+    prepared = _listened_to(prepared, wanted.run_id)
+    running = _start(prepared, manager, wanted, initial_state)
+    return _told(prepared, wanted.run_id, not wanted.is_given, running)
+
+
+def _told(
+    prepared: Prepared,
+    run_id: str,
+    is_new: bool,
+    running: Coroutine[object, object, ExecutionResult],
+) -> Coroutine[object, object, ExecutionResult]:
+    """Return what runs, and tells the hooks before it begins, and if an exception leaves it."""
+    hooks, plan = prepared.around.hooks, prepared.plan
+    if not (hooks.listens("on_run_open") or hooks.listens("on_run_interrupted")):
+        return running
+
+    async def run() -> ExecutionResult:
+        try:
+            opening = RunOpening(run_id, plan.name, plan.version, plan.ids, is_new)
+            await hooks.fire("on_run_open", opening)
+            return await running
+        except BaseException as exc:
+            await hooks.fire("on_run_interrupted", RunInterrupted(run_id, exc))
+            raise
+        finally:
+            running.close()  # if a cancelled hook has kept it from beginning
+
+    return run()
+
+
+def _listened_to(prepared: Prepared, run_id: str) -> Prepared:
+    """Return what a run shares with others, with the hooks that take part in this start."""
+    around = prepared.around
+    hooks = around.hooks.active()
+    if hooks is not around.hooks:
+        prepared = prepared._replace(around=around._replace(hooks=hooks))
+    if hooks.has_trace_parents:
+        settings = prepared.settings._replace(trace_parent=partial(hooks.trace_parent, run_id))
+        prepared = prepared._replace(settings=settings)
+    return prepared
+
+
+async def _start(
     prepared: Prepared,
     manager: CheckpointManager,
     wanted: Wanted,
     initial_state: BaseModel | Mapping[str, object] | None,
 ) -> ExecutionResult:
-    """Start, continue or return a run; see `StromaRunner.run`."""
     config, plan, settings, around, _ = prepared
     run_id = wanted.run_id
     trace = ExecutionTrace(run_id, config.trace)
@@ -158,7 +208,9 @@ async def start(
         journal = await _open_journal(manager, settings, plan, request)
     except (StoreUnavailable, OutcomeUnknown) as exc:
         reason = f"nothing was run: {exc}"
-        return ExecutionResult(run_id, RunStatus.PARTIAL, None, trace, reason, exc)
+        result = ExecutionResult(run_id, RunStatus.PARTIAL, None, trace, reason, exc)
+        await around.hooks.fire("on_run_end", result)
+        return result
     return await _drive(prepared, manager, journal, around, state, trace)
 
 
@@ -170,6 +222,7 @@ async def submit(
     tags: tuple[str, ...] | None,
 ) -> Submitted:
     """Write a run that a worker takes up; see `StromaRunner.submit`."""
+    prepared = _listened_to(prepared, run_id)
     plan, settings = prepared.plan, prepared.settings
     if tags is not None:
         settings = settings._replace(tags=tags)
@@ -186,13 +239,13 @@ async def resolve(
     await resolve_call(manager, prepared.settings, prepared.plan, ledger, run_id, said)
 
 
-async def take_up(
+def take_up(
     prepared: Prepared,
     manager: CheckpointManager,
     run_id: str,
     accepts: Callable[[str], bool],
     stop_request: StopRequest,
-) -> ExecutionResult:
+) -> Awaitable[ExecutionResult]:
     """Claim a run that waits for a worker, and go on with it.
 
     Args:
@@ -209,6 +262,16 @@ async def take_up(
         StoreError: the store cannot be reached.
     """
     request = RunRequest(run_id, True, None, resume=True, accepts=accepts)
+    prepared = _listened_to(prepared, run_id)
+    return _told(prepared, run_id, False, _take_up(prepared, manager, request, stop_request))
+
+
+async def _take_up(
+    prepared: Prepared,
+    manager: CheckpointManager,
+    request: RunRequest,
+    stop_request: StopRequest,
+) -> ExecutionResult:
     journal = await open_record_journal(manager, prepared.settings, prepared.plan, request)
     around = prepared.around._replace(stop_request=stop_request)
     return await _drive(prepared, manager, journal, around, None)

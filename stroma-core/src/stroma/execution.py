@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeAlias
 
 from pydantic import BaseModel
 
@@ -12,9 +14,14 @@ from stroma.attempts import AttemptLoop
 from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
 from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
+from stroma.events import Outcome, StepEnd, StepKind, StepStart
 from stroma.ids import path_of
 from stroma.plan import Each, Group, Leaf, Plan, Step
 from stroma.records import RunStatus
+
+LeafRunner: TypeAlias = Callable[[Leaf, BaseModel, tuple[int, ...], str, int], Awaitable[BaseModel]]
+
+_KINDS: Final[Mapping[type[Step], StepKind]] = {Leaf: "node", Group: "parallel", Each: "fan_out"}
 
 
 class Execution:
@@ -24,7 +31,9 @@ class Execution:
         self._plan = plan
         self._account = account
         self._journal = account.journal
-        self._attempts = AttemptLoop(account).run
+        self._hooks = account.around.hooks
+        loop = AttemptLoop(account)
+        self._attempts = self._told_attempts(loop) if self._hooks.any_step_hook else loop.run
 
     async def run(self, state: BaseModel) -> BaseModel:
         """Run the steps that are left, and return the last one's output.
@@ -63,6 +72,19 @@ class Execution:
                 return recorded
         if isinstance(step, Leaf):
             return await self._attempts(step, state, index, path, position)
+        container = partial(self._container, step, state, index, path, position)
+        if not self._hooks.any_step_hook:
+            return await container()
+        return await self._told(step, path, container)
+
+    async def _container(
+        self,
+        step: Group | Each,
+        state: BaseModel,
+        index: tuple[int, ...],
+        path: str,
+        position: int,
+    ) -> BaseModel:
         if isinstance(step, Group):
             merged = await self._group(step, state, index, path)
         else:
@@ -72,6 +94,34 @@ class Execution:
         if saving is not None:
             await saving
         return merged
+
+    def _told_attempts(self, loop: AttemptLoop) -> LeafRunner:
+        """Return what runs a node, and tells the hooks before its first attempt and at the end."""
+
+        async def run(
+            leaf: Leaf, state: BaseModel, index: tuple[int, ...], path: str, position: int
+        ) -> BaseModel:
+            attempts = partial(loop.run, leaf, state, index, path, position)
+            return await self._told(leaf, path, attempts)
+
+        return run
+
+    async def _told(
+        self, step: Step, path: str, work: Callable[[], Awaitable[BaseModel]]
+    ) -> BaseModel:
+        """Do a step's work, and tell the hooks before and after it."""
+        place = (self._journal.run_id, step.id, path, _KINDS[type(step)])
+        outcome: Outcome = "succeeded"
+        error: BaseException | None = None
+        await self._hooks.fire("on_step_start", StepStart(*place))
+        try:
+            return await work()
+        except BaseException as exc:
+            outcome = "failed" if isinstance(exc, Exception) else "cancelled"
+            error = exc.error if isinstance(exc, Stopped) else exc
+            raise
+        finally:
+            await self._hooks.fire("on_step_end", StepEnd(*place, outcome, error))
 
     async def _recall(self, step: Step, paths: Sequence[str]) -> list[BaseModel | None]:
         states = await self._journal.recall(step, paths)

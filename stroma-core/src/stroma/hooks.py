@@ -5,84 +5,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from stroma.cost import Usage
 from stroma.errors import ConfigError
+from stroma.events import (
+    AttemptEnd,
+    AttemptStart,
+    BudgetDetails,
+    RetryDetails,
+    RunInterrupted,
+    RunOpening,
+    RunStart,
+    StepEnd,
+    StepStart,
+)
 from stroma.failures import FailureClass
 from stroma.result import ExecutionResult  # not only for checkers: pydantic 2.11 resolves it
 
 logger = logging.getLogger("stroma")
 
 State: TypeAlias = dict[str, Any]
-
-
-class RunStart(NamedTuple):
-    """A run begins or is continued.
-
-    Attributes:
-        run_id: the run.
-        pipeline: the pipeline's name, or "".
-        version: the pipeline's version, or "".
-        node_ids: the nodes, in order.
-        epoch: 0, or the number of times the run was deliberately started over.
-        recorded: the nodes whose recorded results are used.
-        trace_parent: the W3C traceparent that was stored with the run, or "".
-    """
-
-    run_id: str
-    pipeline: str
-    version: str
-    node_ids: tuple[str, ...]
-    epoch: int
-    recorded: tuple[str, ...]
-    trace_parent: str
-
-
-class RetryDetails(NamedTuple):
-    """A failed attempt is about to be repeated.
-
-    Attributes:
-        run_id: the run.
-        node_id: the node.
-        path: its place, such as "extract[17]".
-        attempt: the attempt that failed, 1 for the first of this start.
-        delay_seconds: how long until the next one.
-        failure_class: the class of the failure.
-        reason: the classifier's word for it.
-        error: the exception.
-    """
-
-    run_id: str
-    node_id: str
-    path: str
-    attempt: int
-    delay_seconds: float
-    failure_class: FailureClass
-    reason: str
-    error: Exception
-
-
-class BudgetDetails(NamedTuple):
-    """A budget's limit was reached, or a rule of model fallback came into force.
-
-    Attributes:
-        run_id: the run.
-        path: the place that was about to run.
-        event: "reached" or "fallback".
-        message: what happened, as a sentence.
-        spent: what the run has spent.
-        model: the model in force after a fallback, or "".
-    """
-
-    run_id: str
-    path: str
-    event: str
-    message: str
-    spent: Usage
-    model: str = ""
+_TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""What a W3C traceparent looks like."""
 
 
 Callback: TypeAlias = Callable[..., Awaitable[None] | None]
@@ -95,7 +42,9 @@ class NodeHooks:
     They are given as arguments, or are methods of a subclass.
 
     They run in the node's own task, so that a context variable set in `on_node_start` is
-    seen inside the node.
+    seen inside the node. Events come in pairs, and the second one comes in the task of the first,
+    also when the run is cancelled: a step's start and end, an attempt's, and the opening of a run
+    with its end or its interruption.
 
     Attributes:
         on_node_start: called before each attempt with (run_id, node_id, input_state).
@@ -103,11 +52,23 @@ class NodeHooks:
             (run_id, node_id, output_state, tokens_used).
         on_node_failure: called after each failed attempt, with
             (run_id, node_id, exception, failure_class).
+        on_run_open: called with a `RunOpening` before the run is claimed.
         on_run_start: called with a `RunStart` when the run is claimed.
         on_run_end: called with the `ExecutionResult`, whatever its status.
+        on_run_interrupted: called with a `RunInterrupted` when an exception leaves `run()`.
+        on_step_start: called with a `StepStart` before the first attempt of a node, and before
+            a `parallel` or `fan_out`.
+        on_step_end: called with a `StepEnd` when its result is recorded, or there is none.
+        on_attempt_start: called with an `AttemptStart` before each attempt.
+        on_attempt_end: called with an `AttemptEnd` after each attempt.
         on_retry: called with `RetryDetails` before the wait.
         on_budget: called with `BudgetDetails`.
         name: what logs call these hooks.
+        is_active: asked at each start of a run; False leaves these hooks out of it. None is
+            always.
+        trace_parent: asked with a run id for the W3C traceparent of what happens now, or "".
+            What the first hooks say that say anything is kept in the run's record when it is
+            created, and in the record of each attempt.
     """
 
     on_node_start: Callable[[str, str, State], Awaitable[None] | None] | None = None
@@ -115,14 +76,22 @@ class NodeHooks:
     on_node_failure: (
         Callable[[str, str, Exception, FailureClass], Awaitable[None] | None] | None
     ) = None
+    on_run_open: Callable[[RunOpening], Awaitable[None] | None] | None = None
     on_run_start: Callable[[RunStart], Awaitable[None] | None] | None = None
     on_run_end: Callable[[ExecutionResult], Awaitable[None] | None] | None = None
+    on_run_interrupted: Callable[[RunInterrupted], Awaitable[None] | None] | None = None
+    on_step_start: Callable[[StepStart], Awaitable[None] | None] | None = None
+    on_step_end: Callable[[StepEnd], Awaitable[None] | None] | None = None
+    on_attempt_start: Callable[[AttemptStart], Awaitable[None] | None] | None = None
+    on_attempt_end: Callable[[AttemptEnd], Awaitable[None] | None] | None = None
     on_retry: Callable[[RetryDetails], Awaitable[None] | None] | None = None
     on_budget: Callable[[BudgetDetails], Awaitable[None] | None] | None = None
     name: str = ""
+    is_active: Callable[[], bool] | None = None
+    trace_parent: Callable[[str], str] | None = None
 
     def __post_init__(self) -> None:
-        for event in EVENTS:
+        for event in (*EVENTS, "is_active", "trace_parent"):
             callback = getattr(self, event)
             method = getattr(type(self), event)
             if callback is None and method is not None:  # a subclass's, which the field hides
@@ -131,28 +100,91 @@ class NodeHooks:
                 raise ConfigError(f"{event} must be a function, not {type(callback).__name__}")
 
 
-EVENTS = tuple(field.name for field in fields(NodeHooks) if field.name != "name")
+EVENTS = tuple(field.name for field in fields(NodeHooks) if field.name.startswith("on_"))
 
 
 class HookSet:
-    """The hooks of one run, by event, in the order in which they are called."""
+    """The hooks of one run, by event, in the order in which they are called.
 
-    __slots__ = ("_callbacks", "_reported", "any_node_hook")
+    Attributes:
+        any_attempt_hook: something is called at the boundaries of attempts.
+        any_step_hook: something is called at the boundaries of steps.
+        has_trace_parents: something says where in a distributed trace the run is.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_chosen",
+        "_gates",
+        "_groups",
+        "_reported",
+        "_trace_parents",
+        "any_attempt_hook",
+        "any_step_hook",
+        "has_trace_parents",
+    )
 
     def __init__(self, hooks: Iterable[NodeHooks]) -> None:
+        self._groups = tuple(hooks)
+        self._reported: set[tuple[str, str]] = set()
+        self._gates = [(g.name, g.is_active) for g in self._groups if g.is_active is not None]
+        self._chosen: dict[tuple[bool, ...], HookSet] = {}
+        self._collect(self._groups)
+
+    def _collect(self, groups: Iterable[NodeHooks]) -> None:
         self._callbacks: dict[str, list[tuple[str, Callback]]] = {}
-        for group in hooks:
+        self._trace_parents: list[tuple[str, Callable[[str], str]]] = []
+        for group in groups:
             for event in EVENTS:
                 callback = getattr(group, event)
                 if callback is not None:
                     name = group.name or getattr(callback, "__qualname__", repr(callback))
                     self._callbacks.setdefault(event, []).append((name, callback))
-        self._reported: set[tuple[str, str]] = set()
-        self.any_node_hook = any(event.startswith("on_node") for event in self._callbacks)
+            if group.trace_parent is not None:
+                self._trace_parents.append((group.name, group.trace_parent))
+        heard = tuple(self._callbacks)
+        self.any_attempt_hook = any(e.startswith(("on_node", "on_attempt")) for e in heard)
+        self.any_step_hook = any(event.startswith("on_step") for event in heard)
+        self.has_trace_parents = bool(self._trace_parents)
+
+    def active(self) -> HookSet:
+        """Return those that take part in a run that starts now."""
+        if not self._gates:
+            return self
+        answers = tuple([self._is_active(*gate) for gate in self._gates])
+        chosen = self._chosen.get(answers)
+        if chosen is None:
+            chosen = self._chosen[answers] = self._choose(answers)
+        return chosen
+
+    def _is_active(self, name: str, ask: Callable[[], bool]) -> bool:
+        try:
+            return bool(ask())
+        except Exception as exc:
+            self._report(name, "is_active", exc)
+            return False
+
+    def _choose(self, answers: Iterable[bool]) -> HookSet:
+        left = iter(answers)
+        chosen = HookSet(())
+        chosen._reported = self._reported
+        chosen._collect([g for g in self._groups if g.is_active is None or next(left)])
+        return chosen
 
     def listens(self, event: str) -> bool:
         """Whether anything is called for an event, so that its arguments are worth making."""
         return event in self._callbacks
+
+    def trace_parent(self, run_id: str) -> str:
+        """Return the W3C traceparent of what happens now in a run, or ""."""
+        for name, ask in self._trace_parents:
+            try:
+                found = ask(run_id)
+                if found and _TRACE_PARENT.fullmatch(found):
+                    return found
+            except Exception as exc:
+                self._report(name, "trace_parent", exc)
+        return ""
 
     async def fire(self, event: str, *args: object) -> None:
         """Call every callback of an event, in order; exceptions are logged once each."""
@@ -165,11 +197,14 @@ class HookSet:
                 task = asyncio.current_task()
                 if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
                     raise  # the run is cancelled, and not just something that the hook awaited
-                if (name, event) not in self._reported:
-                    self._reported.add((name, event))
-                    logger.warning(
-                        "hook %s raised in %s; the run goes on, and this is said once",
-                        name,
-                        event,
-                        exc_info=True,
-                    )
+                self._report(name, event, exc)
+
+    def _report(self, name: str, event: str, exc: BaseException) -> None:
+        if (name, event) not in self._reported:
+            self._reported.add((name, event))
+            logger.warning(
+                "hook %s raised in %s; the run goes on, and this is said once",
+                name,
+                event,
+                exc_info=exc,
+            )

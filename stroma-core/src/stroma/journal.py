@@ -65,6 +65,8 @@ class JournalSettings(NamedTuple):
         lease_seconds: how long a claim holds without a commit.
         tags: the caller's words for listing.
         document: what is to run, as `PlanDocument` JSON.
+        trace_parent: returns the W3C traceparent of what happens now, or ""; None if nobody
+            keeps one.
     """
 
     clock: Clock
@@ -73,6 +75,7 @@ class JournalSettings(NamedTuple):
     lease_seconds: float
     tags: tuple[str, ...] = ()
     document: bytes = b"{}"
+    trace_parent: Callable[[], str] | None = None
 
 
 class Journal(Protocol):
@@ -84,6 +87,7 @@ class Journal(Protocol):
         position: index of the first node to run.
         is_continued: anything may be recorded already.
         is_complete: the run was COMPLETED before: its result is only read.
+        trace_parent: the W3C traceparent that the run was created with, or "".
     """
 
     run_id: str
@@ -91,6 +95,7 @@ class Journal(Protocol):
     position: int
     is_continued: bool
     is_complete: bool
+    trace_parent: str
 
     def keep(self, lost: Callable[[], None]) -> Callable[[], None]:
         """Keep the run this worker's until what is returned is called.

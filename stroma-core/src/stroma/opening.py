@@ -110,6 +110,7 @@ def new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRe
         input_payload=request.payload,
         input_fingerprint=plan.takes.fingerprint,
         plan=settings.document,
+        trace_parent="" if settings.trace_parent is None else settings.trace_parent(),
         created_at=now,
         updated_at=now,
     )

@@ -38,6 +38,7 @@ class PlainJournal:
 
     epoch = 0
     is_complete = False
+    trace_parent = ""
 
     def __init__(
         self, manager: CheckpointManager, settings: JournalSettings, run_id: str, is_given: bool

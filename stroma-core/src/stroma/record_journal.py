@@ -76,12 +76,14 @@ class RecordJournal:
         self.position = 0 if found is None else found.position
         self.is_continued = found is not None
         self.is_complete = not opened.is_claimed
+        self.trace_parent = opened.run.trace_parent
         self._store = manager.store
         self._commit_many = manager.commit_many
         self._batcher: CommitBatcher | None = manager.batcher()
         self._watch: Watch | None = None
         self._settings = settings
         self._clock = settings.clock
+        self._where = settings.trace_parent
         self._plan = plan
         self._claim = claim
         self._run = opened.run
@@ -363,7 +365,7 @@ class RecordJournal:
                 digest,
                 usage,
                 (self._since - since) * 1000,
-                "",
+                "" if self._where is None else self._where(),
                 self._clock.now(),
             ),
         )

@@ -6,9 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from decimal import Decimal
+from typing import TYPE_CHECKING, TypeAlias
 
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stroma.failures import FailureVerdict
+
+    Failing: TypeAlias = tuple[BaseException, FailureVerdict | None, float | None]
+    """Why an attempt has no result, the verdict on it, and the seconds until the next one."""
 
 MODEL_KEY = "_stroma_model"
 
@@ -56,11 +63,15 @@ class NodeScope:
     __slots__ = (
         "_cancelled",
         "_doubt",
+        "_end",
         "_held",
+        "_is_told",
         "_own_model",
         "_reserved",
         "_rules",
         "_run",
+        "_took_ms",
+        "_used",
         "attempt",
         "deadline",
         "index",
@@ -88,8 +99,12 @@ class NodeScope:
         self.usage = NO_USAGE
         self._cancelled: BaseException | None = None
         self._doubt = ""  # why nobody knows what became of the call
+        self._end: Failing | None = None  # what hooks are told of it then
         self._held: Usage | None = None  # what is set aside of the budget
+        self._is_told = False  # hooks know that it began
         self._reserved = 0  # number of the call, if it is recorded already
+        self._took_ms: float | None = None
+        self._used = NO_USAGE  # what it is charged
         self._rules = rules
         self._own_model = own_model
 

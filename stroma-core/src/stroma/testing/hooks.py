@@ -7,6 +7,7 @@ import copy
 import inspect
 import re
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import fields
@@ -30,8 +31,14 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "on_node_start": ("run_id", "node_id", "input_state"),
     "on_node_success": ("run_id", "node_id", "output_state", "tokens_used"),
     "on_node_failure": ("run_id", "node_id", "exception", "failure_class"),
+    "on_run_open": ("opening",),
     "on_run_start": ("start",),
     "on_run_end": ("result",),
+    "on_run_interrupted": ("interrupted",),
+    "on_step_start": ("start",),
+    "on_step_end": ("end",),
+    "on_attempt_start": ("start",),
+    "on_attempt_end": ("end",),
     "on_retry": ("details",),
     "on_budget": ("details",),
 }
@@ -254,13 +261,13 @@ class _Around:
     Attributes:
         changed: what was changed in between, as sentences.
         inside: the callback that is under way, of the run's own task.
-        passed: how many callbacks have returned.
+        passed: how many callbacks of each event have returned.
     """
 
     def __init__(self) -> None:
         self.changed: list[str] = []
         self.inside = ""
-        self.passed = 0
+        self.passed: Counter[str] = Counter()
         self._given: dict[tuple[str, object], object] = {}
         self.before = _hooks_of({event: self._before(event) for event in EVENTS})
         self.after = _hooks_of({event: self._after(event) for event in EVENTS})
@@ -275,7 +282,7 @@ class _Around:
     def _after(self, event: str) -> Callable[..., None]:
         def compare(*args: object) -> None:
             self.inside = ""
-            self.passed += 1
+            self.passed[event] += 1
             given = cast("list[object]", self._given.pop((event, asyncio.current_task())))
             for name, was, is_now in zip(
                 ARGUMENTS[event], given, cast("list[object]", _snapshot(args)), strict=True
@@ -330,10 +337,10 @@ async def _cancel_inside(hooks: NodeHooks, number: int) -> bool:
     if not waiting:
         await stage.end()
         return False
-    passed = around.passed
+    passed = around.passed[waiting]
     task.cancel()
     await stage.end()
-    is_through = around.passed > passed
+    is_through = around.passed[waiting] > passed
     assert not is_through, f"{waiting} was cancelled in its wait, and hid that from the run"
     left = stage.outcomes[-1].facts["what left run()"]
     assert left == "CancelledError", f"cancelled in {waiting}, and what left run() is {left}"
@@ -349,8 +356,8 @@ async def _until_inside(around: _Around, task: asyncio.Task[Any], number: int) -
     """Return the name of the callback that the run waits in, when that is so."""
     waited = -1
     while not task.done():
-        if around.inside and around.passed > waited:
-            waited = around.passed
+        if around.inside and around.passed.total() > waited:
+            waited = around.passed.total()
             number -= 1
             if not number:
                 return around.inside

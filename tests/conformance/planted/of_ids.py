@@ -6,7 +6,7 @@ from tests.conformance.planted.copies import MEMORY, REDIS, SQLITE, STATES, Edit
 from tests.conformance.planted.defect import Defect
 
 _ENTRIES = "        self._entries: dict[str, _Entry] = {}"
-_POP = "            self._entries.pop(run_id, None)"
+_POP = "        self._entries.pop(run_id, None)\n        self._unfinished.pop(run_id, None)"
 
 
 def _folded(form: str) -> tuple[Edit, ...]:
@@ -137,8 +137,8 @@ IDS = (
             Edit(
                 "memory.py",
                 _POP,
-                "            for other in [o for o in self._entries if o.startswith(run_id)]:\n"
-                "                del self._entries[other]",
+                "        for other in [o for o in self._entries if o.startswith(run_id)]:\n"
+                "            del self._entries[other]",
             ),
         ),
         ("test_delete_of_joined_ids_is_exact", "test_delete_leaves_other_runs"),
@@ -152,11 +152,11 @@ IDS = (
             Edit(
                 "memory.py",
                 _POP,
-                "            entry = self._entries.get(run_id, _Entry())\n"
-                "            entry.run = None\n"
-                "            entry.records = {\n"
-                "                place: r for place, r in entry.records.items() if place[0] < 0\n"
-                "            }",
+                "        entry = self._entries.get(run_id, _Entry())\n"
+                "        entry.run = None\n"
+                "        entry.records = {\n"
+                "            place: r for place, r in entry.records.items() if place[0] < 0\n"
+                "        }",
             ),
         ),
         ("test_delete_removes_a_run", "test_a_deleted_run_takes_no_commits"),

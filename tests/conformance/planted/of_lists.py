@@ -72,7 +72,7 @@ LISTS = (
         SQLITE,
         (
             Edit(
-                "_sqlite_tables.py",
+                "_sqlite_queries.py",
                 'found.append(("has_tag(tags, ?)", (query.tag,)))',
                 'found.append(("tags LIKE ?", (f"%{query.tag}%",)))',
             ),
@@ -119,7 +119,7 @@ LISTS = (
         "`purge` removes runs and leaves their records",
         MEMORY,
         _memory(
-            "                del self._entries[run_id]",
+            "                self._remove(run_id)",
             "                self._entries[run_id].run = None",
         ),
         ("test_old_runs_go_with_all_they_have",),

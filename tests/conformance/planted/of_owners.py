@@ -8,9 +8,11 @@ from tests.conformance.planted.defect import Defect
 _STALE = "        if run.owner != token:\n            return stale(run_id, run.holder)\n"
 _CLAIM = """        with self._lock:
             entry = self._entries.get(request.run_id)
-            if entry is None or entry.run is None:
+            if entry is None or (run := entry.run) is None:
                 return self._create(request)
 """
+_UPDATE = "            entry.run = update.apply(run, self._now())\n"
+_MINE = "            entry.run = mine = claimed(run, request, now)\n"
 _REPLACED = "_opened(entry, mine, is_claimed=True)"
 
 
@@ -45,7 +47,7 @@ OWNERS = (
                     "        if entry is None or entry.run is None:\n"
                     "            from stroma.records import RunStatus\n"
                     "            entry = self._entries.setdefault(run_id, _Entry())\n"
-                    "            entry.put(RunRecord(run_id, RunStatus.RUNNING, owner=token))\n"
+                    "            entry.run = RunRecord(run_id, RunStatus.RUNNING, owner=token)\n"
                     "        run = entry.run\n"
                 ),
             )
@@ -85,15 +87,12 @@ OWNERS = (
                 "        self._entries = {}\n        self._numbers = {}",
             ),
             (
-                "        self._entries.setdefault(request.run_id, _Entry()).put(run)\n",
-                (
-                    "        self._entries.setdefault(request.run_id, _Entry()).put(run)\n"
-                    "        self._count(request)\n"
-                ),
+                "        entry.run = run\n        return",
+                "        entry.run = run\n        self._count(request)\n        return",
             ),
             (
-                "            entry.put(mine)\n",
-                "            entry.put(mine)\n            self._count(request)\n",
+                _MINE,
+                f"{_MINE}            self._count(request)\n",
             ),
             (
                 "    def _create(self,",
@@ -130,7 +129,7 @@ OWNERS = (
                 _STALE,
                 _STALE.replace(
                     "run.owner != token",
-                    "not is_held(run.owner, entry.lease_expires_at, self._now())"
+                    "not is_held(run.owner, run.lease_expires_at, self._now())"
                     " or run.owner != token",
                 ),
             )
@@ -176,7 +175,7 @@ OWNERS = (
         import time
         time.sleep(0.01)
         with self._lock:
-            if entry is None or entry.run is None:
+            if entry is None or (run := entry.run) is None:
                 return self._create(request)
 """,
             )
@@ -212,8 +211,8 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "        entry = self._owned(run_id, token)\n        if entry is None:",
-                "        entry = self._entries.get(run_id)\n        if entry is None:",
+                "        entry = self._owned(run_id, token)\n        if entry is None or",
+                "        entry = self._entries.get(run_id)\n        if entry is None or",
             )
         ),
         ("test_renewal_is_the_owners",),
@@ -232,33 +231,41 @@ OWNERS = (
         ("test_a_released_run_is_free",),
     ),
     Defect(
-        "commit-shortens-a-lease",
+        "commit-extends-a-lease",
         "ownership",
-        "a commit shortens its owner's lease",
+        "a commit extends its owner's lease, as if it were a sign of life",
         MEMORY,
         _memory(
             (
-                "max(entry.lease_expires_at, self._now() + lease_ms / 1000)",
-                "self._now() + lease_ms / 1000",
+                "        if update is not None:\n",
+                (
+                    "        until = self._now() + 60_000\n"
+                    "        entry.run = run = run._replace(lease_expires_at=until)\n"
+                    "        if update is not None:\n"
+                ),
             )
         ),
-        ("test_a_commit_extends_the_lease",),
+        ("test_a_commit_leaves_the_lease",),
     ),
     Defect(
-        "commit-ends-a-lease",
+        "update-brings-back-a-lease",
         "ownership",
-        "a commit that names no lease ends its owner's",
+        "an update writes the lease that the claim had, and what was renewed since is lost",
         MEMORY,
         _memory(
             (
+                "        entry.run = run\n        return",
+                "        entry.run = self.first = run\n        return",
+            ),
+            (
+                _UPDATE,
                 (
-                    "        if lease_ms:\n            entry.lease_expires_at = max("
-                    "entry.lease_expires_at, self._now() + lease_ms / 1000)"
+                    "            run = run._replace(lease_expires_at=self.first.lease_expires_at)\n"
+                    f"{_UPDATE}"
                 ),
-                "        entry.lease_expires_at = self._now() + lease_ms / 1000",
-            )
+            ),
         ),
-        ("test_a_commit_without_lease_leaves_it",),
+        ("test_a_commit_leaves_the_lease",),
     ),
     Defect(
         "taken-before-stale",
@@ -283,9 +290,9 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "            return _opened(entry, entry.current(entry.run), is_claimed=False)",
+                "            return _opened(entry, entry.run, is_claimed=False)",
                 (
-                    '            entry.put(entry.current(entry.run)._replace(owner="inspect"))\n'
+                    '            entry.run = entry.run._replace(owner="inspect")\n'
                     "            return _opened(entry, entry.run, is_claimed=False)"
                 ),
             )
@@ -328,12 +335,10 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "        if update is not None:\n            entry.put(update.apply(",
+                _UPDATE,
                 (
-                    "        if update is not None:\n"
                     "            reason = update.stop_reason or None\n"
-                    "            update = update._replace(stop_reason=reason)\n"
-                    "            entry.put(update.apply("
+                    f"            update = update._replace(stop_reason=reason)\n{_UPDATE}"
                 ),
             )
         ),
@@ -346,11 +351,11 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "            entry.put(mine)\n",
+                _MINE,
                 (
-                    "            new = RunRecord(run.run_id, run.status)\n"
+                    f"{_MINE}            new = RunRecord(run.run_id, run.status)\n"
                     "            mine = mine._replace(epochs=new.epochs, spend=new.spend)\n"
-                    "            entry.put(mine)\n"
+                    "            entry.run = mine\n"
                 ),
             )
         ),
@@ -363,12 +368,12 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "            entry.put(mine)\n",
+                _MINE,
                 (
-                    "            new = request.new or mine\n"
+                    f"{_MINE}            new = request.new or mine\n"
                     "            mine = mine._replace("
                     "plan=new.plan, input_payload=new.input_payload)\n"
-                    "            entry.put(mine)\n"
+                    "            entry.run = mine\n"
                 ),
             )
         ),
@@ -389,10 +394,10 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "        if update is not None:\n            entry.put(update.apply(",
+                f"        if update is not None:\n{_UPDATE}",
                 (
-                    "        entry.put(entry.current(run)._replace(updated_at=self._now()))\n"
-                    "        if update is not None:\n            entry.put(update.apply("
+                    "        entry.run = run._replace(updated_at=self._now())\n"
+                    f"        if update is not None:\n{_UPDATE}"
                 ),
             )
         ),
@@ -408,10 +413,11 @@ OWNERS = (
         MEMORY,
         _memory(
             (
-                "        entry.lease_expires_at = expires_at\n",
+                "        entry.run = entry.run._replace(lease_expires_at=expires_at)\n",
                 (
-                    "        entry.lease_expires_at = expires_at\n"
-                    "        entry.put(entry.current(entry.run)._replace(updated_at=self._now()))\n"
+                    "        entry.run = entry.run._replace(\n"
+                    "            lease_expires_at=expires_at, updated_at=self._now()\n"
+                    "        )\n"
                 ),
             )
         ),

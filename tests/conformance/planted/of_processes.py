@@ -121,17 +121,12 @@ PROCESSES = (
         ONE_FILE,
         _one_file(
             (
+                "            entry.run = commit.update.apply(run, time.time())\n",
                 (
-                    "        entry.run = run if commit.update is None else "
-                    "commit.update.apply(run, now)\n"
-                ),
-                (
-                    "        if commit.update is not None:\n"
                     "            first = commit.update._replace(release=False)\n"
-                    "            entry.run = first.apply(run, now)\n"
+                    "            entry.run = first.apply(run, time.time())\n"
                     "            self._write(entries)\n"
-                    "        entry.run = run if commit.update is None else "
-                    "commit.update.apply(run, now)\n"
+                    "            entry.run = commit.update.apply(run, time.time())\n"
                 ),
             )
         ),

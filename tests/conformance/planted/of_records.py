@@ -59,6 +59,21 @@ COMMITS = (
         ("test_another_commit_on_a_key_is_refused",),
     ),
     Defect(
+        "reserved-is-attempt",
+        "records",
+        "a call's reservation is kept in the place of its failed attempt",
+        SQLITE,
+        (
+            Edit(
+                "_sqlite_schema.py",
+                _ROW,
+                '    if header.kind == "reserved":\n'
+                '        header = header._replace(kind="attempt")\n' + _ROW,
+            ),
+        ),
+        ("test_a_reservation_is_kept_beside_what_came_of_it",),
+    ),
+    Defect(
         "half-a-commit",
         "records",
         "a commit that is refused for its second record leaves its first one",
@@ -91,7 +106,7 @@ COMMITS = (
             """        refused = entry.add(records)
         if refused is not None:
             if update is not None:
-                entry.put(update.apply(entry.current(run), self._now()))
+                entry.run = update.apply(run, self._now())
             return refused
 """,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.conformance.planted.of_claimables import CLAIMABLES
 from tests.conformance.planted.of_ids import IDS
 from tests.conformance.planted.of_lists import LISTS
 from tests.conformance.planted.of_owners import OWNERS
@@ -11,7 +12,7 @@ from tests.conformance.planted.of_processes import PROCESSES
 from tests.conformance.planted.of_records import COMMITS
 from tests.conformance.planted.of_redis import SERVERS
 
-DEFECTS: Final = (*IDS, *COMMITS, *OWNERS, *LISTS, *PROCESSES, *SERVERS)
+DEFECTS: Final = (*IDS, *COMMITS, *OWNERS, *LISTS, *CLAIMABLES, *PROCESSES, *SERVERS)
 
 
 def documented() -> str:

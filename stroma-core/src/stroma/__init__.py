@@ -6,6 +6,7 @@ already run, and an account of spend that survives the crash.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stroma import errors, plugins
@@ -87,7 +88,9 @@ from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
 
 if TYPE_CHECKING:
+    from stroma.backlog import LeftAlone
     from stroma.hookspecs import hookimpl
+    from stroma.recovery import Recovery, recover
     from stroma.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -115,6 +118,7 @@ __all__ = [
     "FailureVerdict",
     "InDoubt",
     "InMemoryStore",
+    "LeftAlone",
     "MissingPlugin",
     "ModelFallback",
     "NodeContext",
@@ -131,6 +135,7 @@ __all__ = [
     "RecordCorrupt",
     "RecordStore",
     "RecordTooLarge",
+    "Recovery",
     "ResumeError",
     "RetryDetails",
     "RunConfig",
@@ -168,17 +173,25 @@ __all__ = [
     "hookimpl",
     "node",
     "parallel",
+    "recover",
     "register_models",
     "report_usage",
     "stroma_node",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name == "SQLiteStore":  # sqlite3 is loaded when it is used
-        from stroma.stores.sqlite import SQLiteStore
+_LAZY = {
+    "LeftAlone": "stroma.backlog",
+    "Recovery": "stroma.recovery",
+    "SQLiteStore": "stroma.stores.sqlite",
+    "recover": "stroma.recovery",
+}
+"""What is loaded when it is used."""
 
-        return SQLiteStore
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     return plugins.lazy_attribute(name)
 
 

@@ -106,6 +106,23 @@ async def uncut_within(work: Coroutine[Any, Any, T], seconds: float) -> T:
     return task.result()
 
 
+async def first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Run coroutines side by side until one of them ends, and cancel the others.
+
+    Raises:
+        Exception: what one that has ended raised.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()
+
+
 def in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     """Run ``call`` in a thread of its own, with a copy of the current context variables.
 

@@ -117,6 +117,8 @@ class RunDriver:
             if status is None:
                 await self._leave(None, "")
                 raise
+            if status is RunStatus.PARTIAL and self._is_taken_up:
+                status = RunStatus.PENDING  # a worker goes on when the store is back
             result = await self._stopped(status, str(exc), exc)
         except BaseException:
             await self._leave(None, "")

@@ -239,14 +239,17 @@ async def resolve(
     await resolve_call(manager, prepared.settings, prepared.plan, ledger, run_id, said)
 
 
-def take_up(
+async def take_up(
     prepared: Prepared,
     manager: CheckpointManager,
     run_id: str,
     accepts: Callable[[str], bool],
     stop_request: StopRequest,
-) -> Awaitable[ExecutionResult]:
+    on_claimed: Callable[[], None],
+) -> ExecutionResult:
     """Claim a run that waits for a worker, and go on with it.
+
+    Hooks are not told of runs that another worker was faster to claim, or that do not fit.
 
     Args:
         prepared: the pipeline's plan and configuration.
@@ -254,6 +257,7 @@ def take_up(
         run_id: the run.
         accepts: says whether the pipeline takes up the runs of a version.
         stop_request: asks the run to go no further.
+        on_claimed: called when the run is this worker's.
 
     Raises:
         NotWaiting: it has ended meanwhile.
@@ -263,18 +267,12 @@ def take_up(
     """
     request = RunRequest(run_id, True, None, resume=True, accepts=accepts)
     prepared = _listened_to(prepared, run_id)
-    return _told(prepared, run_id, False, _take_up(prepared, manager, request, stop_request))
-
-
-async def _take_up(
-    prepared: Prepared,
-    manager: CheckpointManager,
-    request: RunRequest,
-    stop_request: StopRequest,
-) -> ExecutionResult:
     journal = await open_record_journal(manager, prepared.settings, prepared.plan, request)
+    on_claimed()
     around = prepared.around._replace(stop_request=stop_request)
-    return await _drive(prepared, manager, journal, around, None)
+    return await _told(
+        prepared, run_id, False, _drive(prepared, manager, journal, around, None)
+    )
 
 
 async def _drive(

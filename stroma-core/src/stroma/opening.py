@@ -91,11 +91,22 @@ def _check_waiting(opened: OpenedRun, plan: Plan, accepts: Callable[[str], bool]
     if not opened.is_claimed or opened.status_before not in CLAIMABLE:
         raise NotWaiting(run.run_id)
     if not accepts(run.version):
-        raise ResumeError(
-            f"run {run.run_id!r} is of version {run.version!r}, which version {plan.version!r} of "
-            f"pipeline {plan.name!r} does not accept: keep a worker of that version until its "
-            f"runs have ended, or, if its records fit, write accepts=[{run.version!r}]"
-        )
+        raise not_accepted(run, plan.version)
+
+
+def not_accepted(run: RunRecord, *versions: str) -> ResumeError:
+    """Return why a worker leaves a run alone that is of another version.
+
+    Args:
+        run: the run.
+        versions: of its pipeline, that the worker has.
+    """
+    own = " and ".join(map(repr, versions))
+    return ResumeError(
+        f"run {run.run_id!r} is of version {run.version!r} of pipeline {run.pipeline!r}, which "
+        f"version {own} does not accept: keep a worker of that version until its runs have "
+        f"ended, or, if its records fit, write accepts=[{run.version!r}]"
+    )
 
 
 def new_run(request: RunRequest, plan: Plan, settings: JournalSettings) -> RunRecord:

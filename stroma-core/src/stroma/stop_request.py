@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from stroma._aio import first_of
+
 
 class StopRequest:
     """Tells runs to begin no other call; those under way are awaited, and recorded.
@@ -29,12 +31,10 @@ class StopRequest:
         """Return when somebody has asked."""
         await self._made.wait()
 
-    async def cut_short(self, pause: Coroutine[Any, Any, None]) -> None:
-        """Wait for a pause to end, or for somebody to ask."""
-        tasks = [asyncio.ensure_future(pause), asyncio.ensure_future(self.wait())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def cut_short(self, work: Coroutine[Any, Any, object]) -> None:
+        """Wait for some work to end, and cancel it when somebody asks.
+
+        Raises:
+            Exception: what the work raised.
+        """
+        await first_of(work, self.wait())

@@ -344,7 +344,7 @@ async def test_a_run_that_lost_its_store_for_a_while_waits_for_a_worker(calls: C
 
 
 class Unfenced(InMemoryStore):
-    capabilities = Capabilities(Durability.FSYNC, fencing=False)  # type: ignore[assignment]
+    capabilities = Capabilities(Durability.FSYNC, fencing=False)
 
 
 class PlainStore:

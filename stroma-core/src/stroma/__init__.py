@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from stroma.hookspecs import hookimpl
     from stroma.recovery import Recovery, recover
     from stroma.stores.sqlite import SQLiteStore
+    from stroma.worker import Worker
 
 __all__ = [
     "AlreadyCommitted",
@@ -165,6 +166,7 @@ __all__ = [
     "UnknownPrice",
     "UnknownSchema",
     "Usage",
+    "Worker",
     "__version__",
     "current",
     "default_policy_map",
@@ -184,6 +186,7 @@ _LAZY = {
     "LeftAlone": "stroma.backlog",
     "Recovery": "stroma.recovery",
     "SQLiteStore": "stroma.stores.sqlite",
+    "Worker": "stroma.worker",
     "recover": "stroma.recovery",
 }
 """What is loaded when it is used."""

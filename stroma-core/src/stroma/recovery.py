@@ -177,12 +177,19 @@ class Crew:
 
     async def _outcome(self, waiting: Waiting, backlog: Backlog) -> Outcome:
         run, pipeline, runner = waiting
+        is_claimed = False
 
         def on_claimed() -> None:
+            nonlocal is_claimed
+            is_claimed = True
             logger.info("run %r of %s is taken up", run.run_id, _named(run.pipeline, run.version))
 
         try:
             return await runner._take_up(pipeline, run.run_id, self._stop_request, on_claimed)
+        except asyncio.CancelledError:
+            if is_claimed:
+                logger.info("run %r is cut, and given back for another worker", run.run_id)
+            raise
         except (RunLocked, NotWaiting, RunNotFound):
             return None
         except StaleOwner:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from stroma.batching import call_operation
 from stroma.checkpoint import CheckpointManager, close_store
 from stroma.config import open_store
+from stroma.engine import Prepared
 from stroma.errors import ConfigError
 from stroma.opening import not_accepted
 from stroma.pipeline import Pipeline
@@ -26,12 +27,12 @@ class Waiting(NamedTuple):
     Attributes:
         run: its record, as it was listed.
         pipeline: the one that takes it up.
-        runner: what it is run with.
+        prepared: its plan, and what its runner says.
     """
 
     run: RunRecord
     pipeline: Pipeline
-    runner: StromaRunner
+    prepared: Prepared
 
 
 class LeftAlone(NamedTuple):
@@ -56,17 +57,18 @@ class Backlog:
     A run that was left alone is not listed again until something changes in its record.
 
     Args:
-        runners: what each pipeline is run with; all of them have the same store.
+        manager: the store.
+        prepared: each pipeline, with its plan and what its runner says.
 
     Attributes:
         manager: the store.
         under_way: ids of the runs that this process has.
     """
 
-    def __init__(self, runners: Mapping[Pipeline, StromaRunner]) -> None:
-        self._runners = dict(runners)
-        self._names = tuple(dict.fromkeys(pipeline.name for pipeline in runners))
-        self.manager = next(iter(runners.values())).checkpoint_manager
+    def __init__(self, manager: CheckpointManager, prepared: Mapping[Pipeline, Prepared]) -> None:
+        self.manager = manager
+        self._prepared = dict(prepared)
+        self._names = tuple(dict.fromkeys(pipeline.name for pipeline in prepared))
         self.under_way: set[str] = set()
         self._left: dict[str, int] = {}
         self._seen: set[str] = set()
@@ -104,11 +106,11 @@ class Backlog:
         return run.run_id in self._left and self._left[run.run_id] == _signature(run)
 
     def _found(self, run: RunRecord) -> Waiting | LeftAlone:
-        known = [pipeline for pipeline in self._runners if pipeline.name == run.pipeline]
+        known = [pipeline for pipeline in self._prepared if pipeline.name == run.pipeline]
         own = [pipeline for pipeline in known if pipeline.version == run.version]
         for pipeline in (*own, *known):
             if pipeline.accepts_version(run.version):
-                return Waiting(run, pipeline, self._runners[pipeline])
+                return Waiting(run, pipeline, self._prepared[pipeline])
         return self.leave(run, str(not_accepted(run, *(p.version for p in known))))
 
     def _end_scan(self) -> None:
@@ -167,20 +169,20 @@ async def open_backlogs(
     _check_pipelines(pipelines)
     given = await _manager_of(store, stack) if store is not None else None
     configured: StromaRunner | None = None
-    by_store: dict[int, dict[Pipeline, StromaRunner]] = {}
+    by_store: dict[int, tuple[CheckpointManager, dict[Pipeline, Prepared]]] = {}
     for pipeline in pipelines:
         runner = pipeline.runner
         if runner is not None and not isinstance(runner, StromaRunner):
             raise ConfigError(f"pipeline {pipeline.name!r}: its runner is no StromaRunner")
-        if given is not None:
-            runner = (runner or StromaRunner())._with_manager(given)
-        elif runner is None:
+        if runner is None and given is None:
             if configured is None:
                 configured = await stack.enter_async_context(configured_runner())
             runner = configured
-        runner._prepare(pipeline, None)  # what is wrong with it is found now
-        by_store.setdefault(id(runner.checkpoint_manager.store), {})[pipeline] = runner
-    return [Backlog(runners) for runners in by_store.values()]
+        runner = runner or StromaRunner()
+        manager = given or runner.checkpoint_manager
+        _, prepared = by_store.setdefault(id(manager.store), (manager, {}))
+        prepared[pipeline] = runner._prepare(pipeline, None)  # what is wrong with it is found now
+    return [Backlog(manager, prepared) for manager, prepared in by_store.values()]
 
 
 async def _manager_of(store: object, stack: AsyncExitStack) -> CheckpointManager:

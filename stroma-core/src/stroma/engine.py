@@ -270,9 +270,7 @@ async def take_up(
     journal = await open_record_journal(manager, prepared.settings, prepared.plan, request)
     on_claimed()
     around = prepared.around._replace(stop_request=stop_request)
-    return await _told(
-        prepared, run_id, False, _drive(prepared, manager, journal, around, None)
-    )
+    return await _told(prepared, run_id, False, _drive(prepared, manager, journal, around, None))
 
 
 async def _drive(

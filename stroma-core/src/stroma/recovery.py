@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 from stroma.backlog import Backlog, LeftAlone, Waiting, open_backlogs
+from stroma.engine import take_up
 from stroma.errors import (
     ConfigError,
     OutcomeUnknown,
@@ -176,7 +177,7 @@ class Crew:
             backlog.under_way.discard(waiting.run.run_id)
 
     async def _outcome(self, waiting: Waiting, backlog: Backlog) -> Outcome:
-        run, pipeline, runner = waiting
+        run, pipeline, prepared = waiting
         is_claimed = False
 
         def on_claimed() -> None:
@@ -185,7 +186,14 @@ class Crew:
             logger.info("run %r of %s is taken up", run.run_id, _named(run.pipeline, run.version))
 
         try:
-            return await runner._take_up(pipeline, run.run_id, self._stop_request, on_claimed)
+            return await take_up(
+                prepared,
+                backlog.manager,
+                run.run_id,
+                pipeline.accepts_version,
+                self._stop_request,
+                on_claimed,
+            )
         except asyncio.CancelledError:
             if is_claimed:
                 logger.info("run %r is cut, and given back for another worker", run.run_id)

@@ -30,7 +30,6 @@ from stroma.stores.memory import AsyncInMemoryStore
 
 if TYPE_CHECKING:
     from stroma.engine import Prepared
-    from stroma.stop_request import StopRequest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -421,30 +420,6 @@ class StromaRunner:
         engine = _engine()
         said = engine.Resolution(path, attempt, outcome, output, usage)
         await engine.resolve(self._prepare(nodes, None), self._manager, run_id, said)
-
-    async def _take_up(
-        self,
-        pipeline: Pipeline,
-        run_id: str,
-        stop_request: StopRequest,
-        on_claimed: Callable[[], None],
-    ) -> ExecutionResult:
-        """Claim a run that waits for a worker, and go on with it; see `engine.take_up`."""
-        result: ExecutionResult = await _engine().take_up(
-            self._prepare(pipeline, None),
-            self._manager,
-            run_id,
-            pipeline.accepts_version,
-            stop_request,
-            on_claimed,
-        )
-        return result
-
-    def _with_manager(self, manager: CheckpointManager) -> StromaRunner:
-        """Return a runner that does the same in another store, which its caller closes."""
-        other = StromaRunner(self._registry, manager, self._config)
-        other._context = self._context
-        return other
 
     async def aclose(self) -> None:
         """Close the stores that the runner opened itself."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from stroma.clock import Clock, Random
 from stroma.contracts import accept_state
-from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage
+from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage, larger_usage
 from stroma.errors import (
     BudgetExceeded,
     ContractViolation,
@@ -179,7 +179,7 @@ class RunAccount:
         usage, held = scope.usage, scope._held
         if held is not None:
             if scope._doubt:
-                usage = held.larger(usage)
+                usage = larger_usage(held, usage)
             self.let_go(scope)
         if usage is NO_USAGE:
             return usage

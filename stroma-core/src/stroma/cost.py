@@ -52,13 +52,6 @@ class Usage(NamedTuple):
             _joined(self.price_source, other.price_source),
         )
 
-    def larger(self, other: "Usage") -> "Usage":
-        """Return the one that costs more, or has more tokens where a cost is unknown or equal."""
-        mine, theirs = (self.cost_usd, self.tokens), (other.cost_usd, other.tokens)
-        if mine[0] is None or theirs[0] is None or mine[0] == theirs[0]:
-            return self if mine[1] >= theirs[1] else other
-        return self if mine[0] > theirs[0] else other
-
 
 NO_USAGE = Usage()
 
@@ -442,6 +435,13 @@ def _does_not_fit(
         "budget to go on",
         limit=limit,
     )
+
+
+def larger_usage(first: Usage, second: Usage) -> Usage:
+    """Return the one that costs more, or has more tokens where a cost is unknown or equal."""
+    if first.cost_usd is None or second.cost_usd is None or first.cost_usd == second.cost_usd:
+        return first if first.tokens >= second.tokens else second
+    return first if first.cost_usd > second.cost_usd else second
 
 
 def model_under(rules: Iterable[ModelFallback], model: str) -> str:

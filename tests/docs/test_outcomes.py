@@ -248,6 +248,22 @@ async def budget_crossed() -> ExecutionResult:
     return result
 
 
+async def in_doubt() -> ExecutionResult:
+    @stroma.node(on_in_doubt="stop", timeout_ms=5)
+    async def slow(state: Text) -> Text:
+        await asyncio.sleep(10)
+        return state
+
+    return await run(slow)
+
+
+async def estimator_raises() -> ExecutionResult:
+    def estimator(state: BaseModel, scope: object) -> None:
+        raise LookupError
+
+    return await run(echo, options={"estimator": estimator})
+
+
 async def no_price() -> ExecutionResult:
     return await run(pay, options={"budget": {"cost_usd": 1}})
 
@@ -304,6 +320,8 @@ CASES: list[tuple[str, Callable[..., Awaitable[ExecutionResult]]]] = [
     ("An AMBIGUOUS failure", ambiguous),
     ("A TERMINAL failure", terminal),
     ("A limit of the budget is reached", budget_reached),
+    ("A call is in doubt", in_doubt),
+    ("An estimator raises", estimator_raises),
     ("The last node crosses", budget_crossed),
     ("Tokens that nobody can price", no_price),
     ("The store does not answer", store_away),

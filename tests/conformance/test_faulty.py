@@ -24,6 +24,7 @@ from stroma import (
     StromaRunner,
 )
 from stroma.checkpoint import is_record_store
+from stroma.records import ClaimQuery, RunPage
 from stroma.stores.sqlite import SQLiteStore
 from stroma.testing import FakeClock, Fault, FaultKind, FaultyStore, Injected
 
@@ -197,6 +198,16 @@ def test_it_is_what_the_inner_store_is() -> None:
 def test_wrong_plans_are_told(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FaultyStore(DictStore(), **wrong)
+
+
+async def test_a_look_at_claimable_runs_may_fail() -> None:
+    plan = [Fault("claimable", FaultKind.REFUSED)]
+    sync, other = FaultyStore(InMemoryStore(), plan), FaultyStore(AsyncInMemoryStore(), plan)
+    with pytest.raises(StoreUnavailable, match="claimable"):
+        sync.claimable(ClaimQuery())
+    with pytest.raises(StoreUnavailable, match="claimable"):
+        await other.claimable(ClaimQuery())
+    assert sync.claimable(ClaimQuery()) == await other.claimable(ClaimQuery()) == RunPage(())
 
 
 @pytest.mark.parametrize("kind", [FaultKind.REFUSED, FaultKind.LOST])

@@ -138,6 +138,9 @@ class FaultyStore(AsyncPlainMethods):
     async def inspect(self, run_id: str) -> Any:
         return await self._do("inspect", run_id)
 
+    async def claimable(self, query: Any) -> Any:
+        return await self._do("claimable", query)
+
     async def delete(self, run_id: str) -> Any:
         return await self._do("delete", run_id)
 

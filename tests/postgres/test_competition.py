@@ -88,7 +88,13 @@ class TestClaims:
                     writer.commit_many(
                         [commit(record(run_id, f"n{i}"), token="old")]
                         if i % 2
-                        else [commit(record(run_id, f"n{i}"), token="old", lease_ms=1)]
+                        else [
+                            commit(
+                                record(run_id, f"n{i}"),
+                                token="old",
+                                update=RunUpdate(stop_reason="x"),
+                            )
+                        ]
                     )
                 )
                 for i in range(8)
@@ -154,7 +160,6 @@ class TestDeadlocks:
                 batch = [
                     commit(
                         record(run_id, f"{number}.{i}"),
-                        lease_ms=60_000,
                         update=RunUpdate(stop_reason=str(i)) if i % 3 == 0 else None,
                     )
                     for run_id in picked

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from stroma.errors import StoreUnusable
-from stroma.records import RunQuery, unique_id
-from stroma_postgres import PostgresStore, migrations_sql
+from stroma.records import ClaimQuery, RunQuery, RunStatus, RunUpdate, unique_id
+from stroma_postgres import PostgresStore, _migrations, _setup, migrations_sql
 from stroma_postgres._migrations import VERSION
 from tests.core.stores.support import commit, record, request
 from tests.postgres.conftest import Admin, MakeStore
@@ -110,8 +110,7 @@ class TestWithoutRights:
     async def test_the_sql_can_be_run_again(self, admin: Admin, schema: str) -> None:
         for _ in range(2):
             await admin.execute(migrations_sql(schema, "x_"))
-        versions = await admin.fetch(f'SELECT version FROM "{schema}"."x_migrations"')
-        assert [row[0] for row in versions] == [VERSION]
+        assert await versions_in(admin, schema, "x_") == list(range(1, VERSION + 1))
 
     def test_a_bad_name_is_an_error_of_the_command_line(self) -> None:
         done = subprocess.run(
@@ -173,6 +172,83 @@ class TestVersions:
         await use(store)  # it looked, and made them again
 
 
+class TestUpgrades:
+    """From each version to this one, as a program with the store of that version left it."""
+
+    @pytest.fixture
+    async def first(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> PostgresStore:
+        """A store of the first version, at work on tables that it made."""
+        store = make_store()
+        with monkeypatch.context() as patch:
+            as_of_version(patch, 1)
+            await store.open_run(request("old", created_at=1.0))
+        return store
+
+    async def test_tables_of_the_first_version_are_upgraded(
+        self, first: PostgresStore, make_store: MakeStore, admin: Admin, schema: str
+    ) -> None:
+        assert await versions_in(admin, schema) == [1]
+        await first.release("old", "alice")
+        store = make_store()
+        assert [run.run_id for run in (await store.claimable(ClaimQuery())).runs] == ["old"]
+        assert await versions_in(admin, schema) == list(range(1, VERSION + 1))
+        found = await admin.fetchval(
+            "SELECT indexdef FROM pg_indexes WHERE schemaname = $1 AND indexname = $2",
+            schema,
+            "stroma_runs_unfinished",
+        )
+        assert "(created_at, run_id) WHERE" in found
+
+    async def test_functions_of_another_form_are_made_again(
+        self, first: PostgresStore, make_store: MakeStore, admin: Admin, schema: str
+    ) -> None:
+        for name in ("commit_v1", "commit_one_v1"):
+            await admin.execute(f'DROP FUNCTION "{schema}".stroma_{name}')
+        store = make_store()
+        await store.setup()
+        assert await store.commit_many([commit(record("old"))]) == [None]
+        done = RunUpdate(status=RunStatus.COMPLETED, release=True)
+        assert await store.commit_many([commit(record("old", "b"), update=done)]) == [None]
+
+    async def test_both_versions_work_side_by_side(
+        self,
+        first: PostgresStore,
+        make_store: MakeStore,
+        monkeypatch: pytest.MonkeyPatch,
+        admin: Admin,
+        schema: str,
+    ) -> None:
+        """One that was at work before the upgrade, and one that is started after it."""
+        newer = make_store()
+        await newer.setup()
+        assert await first.commit_many([commit(record("old", "after"))]) == [None]
+        await first.release("old", "alice")
+        assert [run.run_id for run in (await newer.claimable(ClaimQuery())).runs] == ["old"]
+        late = make_store()
+        with monkeypatch.context() as patch:
+            as_of_version(patch, 1)
+            claimed = await late.open_run(request("old", "bob"))
+            await use(late)
+        assert claimed is not None
+        assert [header.path for header in claimed.headers] == ["after"]
+        assert (await newer.claimable(ClaimQuery())).runs == ()
+        assert await versions_in(admin, schema) == list(range(1, VERSION + 1))
+
+    async def test_tables_that_lag_behind_and_may_not_be_changed(
+        self, first: PostgresStore, make_store: MakeStore
+    ) -> None:
+        with pytest.raises(StoreUnusable, match=r"have version 1, migration 2 is missing"):
+            await make_store(migrate=False).setup()
+
+
+def as_of_version(patch: pytest.MonkeyPatch, version: int) -> None:
+    """Let stores that are set up now be of an earlier version."""
+    earlier = _migrations.MIGRATIONS[:version]
+    patch.setattr(_migrations, "MIGRATIONS", earlier)
+    patch.setattr(_setup, "MIGRATIONS", earlier)
+    patch.setattr(_setup, "VERSION", version)
+
+
 class TestServers:
     async def test_another_encoding_is_refused(
         self, server: Server, admin: Admin, schema: str
@@ -194,6 +270,11 @@ async def note_version(admin: Admin, schema: str, version: int, *, min_compatibl
         f'INSERT INTO "{schema}".stroma_migrations (version, min_compatible) '
         f"VALUES ({version}, {min_compatible})"
     )
+
+
+async def versions_in(admin: Admin, schema: str, prefix: str = "stroma_") -> list[int]:
+    rows = await admin.fetch(f'SELECT version FROM "{schema}"."{prefix}migrations" ORDER BY 1')
+    return [int(row[0]) for row in rows]
 
 
 async def direct_port(server: Server) -> int:

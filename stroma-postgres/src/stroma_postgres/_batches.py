@@ -23,26 +23,15 @@ def is_one_record(commit: Commit) -> bool:
     return len(commit.records) == 1 and commit.token != ""
 
 
-def is_nothing_else(commit: Commit) -> bool:
-    """Say whether a commit leaves the run's row as it is."""
-    return commit.update is None and commit.lease_ms == 0
-
-
 def add_one_arguments(commit: Commit) -> Row:
-    """Return the arguments of `Statements.add_one`."""
+    """Return the arguments of `Statements.add_one`: of one record and no update."""
     return (commit.run_id, commit.token, *record_row(commit.records[0]))
 
 
-def commit_one_arguments(commit: Commit) -> Row:
-    """Return the arguments of `Statements.commit_one`."""
-    return (
-        commit.run_id,
-        commit.token,
-        commit.lease_ms,
-        commit.update is not None,
-        *update_row(1, commit.update or RunUpdate())[1:],
-        *record_row(commit.records[0]),
-    )
+def commit_one_arguments(commit: Commit, update: RunUpdate) -> Row:
+    """Return the arguments of `Statements.commit_one`: of one record and its update."""
+    changes = update_row(1, update)[1:]
+    return (commit.run_id, commit.token, *changes, *record_row(commit.records[0]))
 
 
 def statements_of(commits: Sequence[Commit]) -> Iterator[list[int]]:
@@ -80,7 +69,7 @@ def commit_arguments(commits: Sequence[Commit]) -> list[Any]:
     start = 1
     for number, commit in enumerate(commits, 1):
         is_broken = commit.token != "" and _contradicts_itself(commit) is not None
-        heads.append((commit.run_id, commit.token, commit.lease_ms, is_broken))
+        heads.append((commit.run_id, commit.token, is_broken))
         if commit.update is not None and commit.token:
             updates.append(update_row(number, commit.update))
         for header, payload in _distinct(commit):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from stroma.records import CLAIMABLE
+
 
 class Column(NamedTuple):
     """A column of a table.
@@ -52,6 +54,9 @@ RUN: Final = (
     Column("created_at", _FLOAT),
     Column("updated_at", _FLOAT),
 )
+UNFINISHED: Final = "status IN ({})".format(", ".join(f"'{each.value}'" for each in CLAIMABLE))
+"""What is true of runs that go on by themselves: the condition of their index, word for word."""
+
 RECORD: Final = (
     Column("run_id", _ID),
     Column("epoch", "integer"),
@@ -84,7 +89,6 @@ ROW: Final = (
 COMMIT: Final = (
     Column("run_id", _TEXT),
     Column("token", _TEXT),
-    Column("lease_ms", "bigint"),
     Column("is_broken", "boolean"),
 )
 """A commit without its records and its update."""

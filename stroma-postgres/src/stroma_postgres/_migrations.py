@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from stroma_postgres._columns import KEY, NULLABLE, RECORD, RUN, Column
+from stroma_postgres._columns import KEY, NULLABLE, RECORD, RUN, UNFINISHED, Column
 from stroma_postgres._functions import functions
 from stroma_postgres._names import Names, names_of
 from stroma_postgres._options import check_identifier
@@ -120,6 +120,17 @@ CREATE TABLE IF NOT EXISTS {records} (
 {functions(names)}"""
 
 
+def _second(names: Names) -> str:
+    """Return what finds runs that a worker may take up.
+
+    The functions are made again, as some were made for commits that extended a lease.
+    """
+    return f"""
+CREATE INDEX IF NOT EXISTS "{names.prefix}runs_unfinished" ON {names.runs} (created_at, run_id)
+    WHERE {UNFINISHED};
+{functions(names)}"""
+
+
 def _definitions(columns: tuple[Column, ...]) -> str:
     return ",\n    ".join(
         f"{column.name} {column.type}" + ("" if column.name in NULLABLE else " NOT NULL")
@@ -149,7 +160,7 @@ EXCEPTION WHEN feature_not_supported THEN
 END $do$;"""
 
 
-MIGRATIONS: Final = (Migration(1, 1, _first),)
+MIGRATIONS: Final = (Migration(1, 1, _first), Migration(2, 1, _second))
 """Oldest first. Never change one that was released: add another."""
 
 VERSION: Final = MIGRATIONS[-1].version

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 from stroma.record_codec import storable
-from stroma.records import PLAIN_EPOCH, RunQuery
+from stroma.records import PLAIN_EPOCH, ClaimQuery, RunQuery
 from stroma.stores.rules import cursor_position
-from stroma_postgres._columns import COMMIT, KEY, RECORD, ROW, RUN, UPDATE, arrays, names
+from stroma_postgres._columns import (
+    COMMIT,
+    KEY,
+    RECORD,
+    ROW,
+    RUN,
+    UNFINISHED,
+    UPDATE,
+    arrays,
+    names,
+)
 from stroma_postgres._functions import (
     COMMIT as COMMIT_V1,
 )
@@ -39,13 +50,14 @@ class Statements(NamedTuple):
         versions: what was done to the schema.
         open: `open_v1`.
         inspect: a run and its records, from one snapshot.
-        add_one: a commit of one record and nothing else, if the token owns the run.
-        commit_one: `commit_one_v1`; a row if it was done.
+        add_one: a commit of one record and no update, if the token owns the run.
+        commit_one: `commit_one_v1`, of one record and an update; a row if it was done.
         commit: `commit_v1`.
         renew: leases of those that own.
         release: ownership of one that owns.
         fetch: records by key.
         list_runs: runs, up to the conditions.
+        claimable: runs that a worker may take up, after a place.
         delete: `delete_v1`.
         purge: `purge_v1`.
         touch: a write that changes nothing.
@@ -63,6 +75,7 @@ class Statements(NamedTuple):
     release: str
     fetch: str
     list_runs: str
+    claimable: str
     delete: str
     purge: str
     touch: str
@@ -78,13 +91,14 @@ def statements(at: Names) -> Statements:
         open=_call(at.of(OPEN), 6 + len(NEW_RUN)),
         inspect=_inspect(at),
         add_one=_add_one(at),
-        commit_one=f"SELECT 1 WHERE {at.of(COMMIT_ONE)}({_marks(2 + len(UPDATE) + len(RECORD))})",
+        commit_one=f"SELECT 1 WHERE {at.of(COMMIT_ONE)}({_marks(len(UPDATE) + len(RECORD))})",
         commit=_commit(at),
         renew=_renew(at),
         release=f"UPDATE {at.runs} SET owner = '', holder = '', lease_expires_at = 0, "
         f"updated_at = {_EPOCH_NOW} WHERE run_id = $1 AND owner = $2",
         fetch=_fetch(at),
         list_runs=f"SELECT {names(RUN)} FROM {at.runs}",
+        claimable=_claimable(at),
         delete=f"SELECT {at.of(DELETE)}($1)",
         purge=f"SELECT {at.of(PURGE)}($1, $2, $3, $4, $5, $6, $7)",
         touch=f"UPDATE {at.migrations} SET checked_at = clock_timestamp()",
@@ -163,6 +177,21 @@ def _fetch(at: Names) -> str:
     )
 
 
+def _claimable(at: Names) -> str:
+    """Return the statement that reads the index of unfinished runs from a place on.
+
+    The states are written out: with parameters, a plan that is kept could not use the index. It
+    leaves out who owns the runs, so that a renewal changes no index.
+    """
+    return (
+        f"SELECT {names(RUN)} FROM {at.runs} WHERE {UNFINISHED} "
+        "AND (created_at, run_id) > ($2, $3) "
+        "AND (cardinality($1::text[]) = 0 OR pipeline = ANY ($1)) "
+        "AND (owner = '' OR lease_expires_at <= extract(epoch FROM now())::double precision) "
+        "ORDER BY created_at, run_id LIMIT $4"
+    )
+
+
 def listing(list_runs: str, query: RunQuery) -> tuple[str, Arguments]:
     """Return the statement of a page of runs and its arguments; one run more than asked for."""
     conditions: list[str] = []
@@ -189,6 +218,12 @@ def listing(list_runs: str, query: RunQuery) -> tuple[str, Arguments]:
     arguments.append(query.limit + 1)
     order = f" ORDER BY updated_at DESC, run_id LIMIT ${len(arguments)}"
     return list_runs + where + order, tuple(arguments)
+
+
+def claiming(query: ClaimQuery) -> Arguments:
+    """Return the arguments of `Statements.claimable`, for one run more than asked for."""
+    after_time, after_id = cursor_position(query.cursor) if query.cursor else (-math.inf, "")
+    return [storable(name) for name in query.pipelines], after_time, after_id, query.limit + 1
 
 
 def purging(query: RunQuery) -> Arguments:

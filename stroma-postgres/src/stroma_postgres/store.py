@@ -12,6 +12,7 @@ from stroma.errors import ConfigError, OutcomeUnknown, StaleOwner, StoreError
 from stroma.level0 import AsyncPlainMethods
 from stroma.records import (
     CheckpointRecord,
+    ClaimQuery,
     Commit,
     OpenedRun,
     OpenRequest,
@@ -19,12 +20,11 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-from stroma.stores.rules import cursor_after, locked
+from stroma.stores.rules import claim_cursor_after, cursor_after, locked
 from stroma_postgres._batches import (
     add_one_arguments,
     commit_arguments,
     commit_one_arguments,
-    is_nothing_else,
     is_one_record,
     refusals_of,
     statements_of,
@@ -34,7 +34,7 @@ from stroma_postgres._errors import is_value_error
 from stroma_postgres._options import PostgresOptions, checked_options
 from stroma_postgres._rows import fetch_arguments, open_arguments, opened_of, record_of, run_of
 from stroma_postgres._setup import capabilities_of
-from stroma_postgres._statements import listing, purging
+from stroma_postgres._statements import claiming, listing, purging
 
 if TYPE_CHECKING:
     from stroma_postgres._pool import HandedInPool, Rows
@@ -193,10 +193,11 @@ class PostgresStore(AsyncPlainMethods):
 
     async def _commit_one(self, commit: Commit) -> StoreError | None:
         """Write a commit of one record; ask for the reason only if it was not added."""
-        if is_nothing_else(commit):
+        if commit.update is None:
             statement, arguments = self._sql.add_one, add_one_arguments(commit)
         else:
-            statement, arguments = self._sql.commit_one, commit_one_arguments(commit)
+            arguments = commit_one_arguments(commit, commit.update)
+            statement = self._sql.commit_one
         try:
             answer = await self._client.run(_saving([commit]), statement, arguments, is_write=True)
         except StoreError as exc:
@@ -255,6 +256,15 @@ class PostgresStore(AsyncPlainMethods):
         rows = await self._read("listing of runs", statement, arguments)
         page = tuple(run_of(row[:]) for row in rows[: query.limit])
         return RunPage(page, cursor_after(page[-1]) if len(rows) > query.limit else "")
+
+    async def claimable(self, query: ClaimQuery) -> RunPage:
+        """List runs that a worker may take up now; see `RecordStore.claimable`."""
+        arguments = claiming(query)
+        if query.limit < 1:
+            return RunPage(())
+        rows = await self._read("listing of claimable runs", self._sql.claimable, arguments)
+        page = tuple(run_of(row[:]) for row in rows[: query.limit])
+        return RunPage(page, claim_cursor_after(page[-1]) if len(rows) > query.limit else "")
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

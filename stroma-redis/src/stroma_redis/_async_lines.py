@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 
 from stroma.errors import ConfigError
 from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
+from stroma_redis._listener import Held, Listener, Silence
 from stroma_redis._options import RedisOptions
 from stroma_redis._replies import read_reply
 from stroma_redis._steps import Request
@@ -76,64 +77,85 @@ class PooledLine:
         self._timeout_seconds = timeout_seconds
         self._is_own = is_own
         self._is_plain = is_plain
-        self._at_hand: Any = None
+        self._at_hand: Held | None = None
         self._waiting = 0
 
     async def ask(self, request: Request) -> list[Reply]:
         """See `Line.ask`."""
         commands = request.commands
-        try:
-            connection = await self._take()
-        except DRIVER_ERRORS as exc:
-            return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
+        held = self._at_hand
+        if held is not None and held.is_sound:
+            self._at_hand = None
+        else:
+            try:
+                held = await self._take()
+            except DRIVER_ERRORS as exc:
+                return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
         replies: list[Reply] = []
-        silence = _Silence(connection, self._timeout_seconds)
+        silence = held.silence
+        silence.begin()
         try:
-            read = await self._send(connection, packed(commands))
-            for _ in commands:
+            read = await self._send(held, commands)
+            if read is None:
+                replies = [1] * len(commands)
+            while read is not None and len(replies) < len(commands):
                 replies.append(await read())
-                if len(replies) < len(commands):  # it is silence that is bounded, not the work
-                    silence.begin()
+                silence.begin()  # it is silence that is bounded, not the work
         except Exception as exc:  # asyncio has errors of its own where a connection breaks
-            await connection.disconnect(nowait=True)
+            await held.connection.disconnect(nowait=True)
             error = TimeoutError() if silence.was_too_long else exc
             lost = Failure(self._in_words(error), was_sent=True)
             replies += [lost] * (len(commands) - len(replies))
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await held.connection.disconnect(nowait=True)
             raise
         finally:
             silence.end()
-            await self._give_back(connection)
+            if not self._keeps(held):
+                silence.close()
+                await self._release(held.connection)
         return replies
 
-    async def _send(self, connection: Any, data: bytes) -> Callable[[], Awaitable[Reply]]:
-        """Send commands, and return what reads one reply."""
-        if not self._is_plain:
-            await connection.send_packed_command(data, check_health=False)
+    async def _send(
+        self, held: Held, commands: Sequence[tuple[bytes, ...]]
+    ) -> Callable[[], Awaitable[Reply]] | None:
+        """Send commands, and return what reads one reply, or None if all were answered by 1."""
+        connection = held.connection
+        if held.listener is None:
+            await connection.send_packed_command(packed(commands), check_health=False)
             return partial(_reply, connection)
-        connection._writer.write(data)
+        if await held.listener.ask(packed(commands), len(commands)):
+            return None
         return partial(read_reply, connection._reader, connection._parser.parse_error)
 
     def _in_words(self, error: Exception) -> Exception:
         return unanswered(error, self._timeout_seconds)
 
-    async def _take(self) -> Any:
+    async def _take(self) -> Held:
         """Return a connection that works, as far as can be told before anything is sent."""
-        connection, self._at_hand = self._at_hand, None
-        if connection is not None and connection.is_connected and not await _is_spoilt(connection):
-            return connection
+        held, self._at_hand = self._at_hand, None
+        if held is not None:
+            connection = held.connection
+            if connection.is_connected and not await _is_spoilt(connection):
+                return self._hold(connection, held.silence)
+            held.silence.close()
         async with asyncio.timeout(self._timeout_seconds):
-            if connection is None:
-                connection = await self._from_pool()
+            connection = await self._from_pool() if held is None else held.connection
             try:
                 if not connection.is_connected or await _is_spoilt(connection):
                     await connection.disconnect(nowait=True)
                     await connection.connect()
             except BaseException:
-                await self._give_back(connection)
+                await self._release(connection)
                 raise
-        return connection
+        return self._hold(connection, Silence(connection, self._timeout_seconds))
+
+    def _hold(self, connection: Any, silence: Silence) -> Held:
+        if not self._is_plain:
+            return Held(connection, None, silence)
+        listener = Listener.on(connection)
+        listener.is_silent = True
+        return Held(connection, listener, silence)
 
     async def _from_pool(self) -> Any:
         self._waiting += 1
@@ -142,53 +164,24 @@ class PooledLine:
         finally:
             self._waiting -= 1
 
-    async def _give_back(self, connection: Any) -> None:
-        if connection.is_connected and self._at_hand is None and not self._waiting:
-            self._at_hand = connection
-        else:
-            await asyncio.shield(self._pool.release(connection))
+    def _keeps(self, held: Held) -> bool:
+        """Keep a connection at hand, unless there is one, or somebody waits at the pool."""
+        if not held.connection.is_connected or self._at_hand is not None or self._waiting:
+            return False
+        self._at_hand = held
+        return True
+
+    async def _release(self, connection: Any) -> None:
+        await asyncio.shield(self._pool.release(connection))
 
     async def aclose(self) -> None:
         """See `Line.aclose`."""
-        connection, self._at_hand = self._at_hand, None
-        if connection is not None:
-            await self._pool.release(connection)
+        held, self._at_hand = self._at_hand, None
+        if held is not None:
+            held.silence.close()
+            await self._pool.release(held.connection)
         if self._is_own:
             await self._pool.disconnect()
-
-
-class _Silence:
-    """Breaks a connection off whose server says nothing for too long.
-
-    `asyncio.timeout` does it by cancelling the task, and takes several times as long to set up.
-
-    Attributes:
-        was_too_long: it did.
-    """
-
-    __slots__ = ("_connection", "_loop", "_seconds", "_timer", "was_too_long")
-
-    def __init__(self, connection: Any, seconds: float) -> None:
-        self._connection = connection
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self.was_too_long = False
-        self._timer = self._loop.call_later(seconds, self._break_off)
-
-    def begin(self) -> None:
-        """Begin anew: the server has said something."""
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._seconds, self._break_off)
-
-    def end(self) -> None:
-        """Wait no more."""
-        self._timer.cancel()
-
-    def _break_off(self) -> None:
-        self.was_too_long = True
-        writer = self._connection._writer
-        if writer is not None:
-            writer.transport.abort()
 
 
 async def _reply(connection: Any) -> Reply:

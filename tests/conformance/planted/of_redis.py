@@ -38,7 +38,7 @@ _LOOK_FIRST = """        for i in sent:
         return outcomes
 """
 _LOST = """        except BaseException:
-            await connection.disconnect(nowait=True)
+            await held.connection.disconnect(nowait=True)
             raise
         finally:
             silence.end()
@@ -173,7 +173,7 @@ SERVERS = (
         (
             Edit(
                 "_async_lines.py",
-                """            await connection.disconnect(nowait=True)
+                """            await held.connection.disconnect(nowait=True)
             error =""",
                 "            error =",
             ),
@@ -271,8 +271,8 @@ SERVERS = (
         (
             Edit(
                 "_async_lines.py",
-                "silence = _Silence(connection, self._timeout_seconds)",
-                "silence = _Silence(connection, 60)",
+                "Silence(connection, self._timeout_seconds)",
+                "Silence(connection, 60)",
             ),
         ),
         ("test_a_server_that_does_not_answer",),

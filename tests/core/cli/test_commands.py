@@ -210,6 +210,28 @@ def test_a_run_is_shown_with_its_records_and_what_they_cost(
     assert (shown["owner"], shown["budget"]) == ("", {"cost_usd": "1.5"})
 
 
+def test_calls_in_doubt_are_shown_and_each_call_is_counted_once(
+    store: InMemoryStore, stroma: Command
+) -> None:
+    add(
+        store,
+        "r",
+        RunStatus.WAITING,
+        record("r", "ask", "reserved", 1),
+        record("r", "ask", "attempt", 1),
+        record("r", "ask", "reserved", 2),
+    )
+
+    done, shown = stroma("show", "r"), stroma("show", "r", "--json").json
+
+    assert "ask, call 2: died" in done.out
+    assert [(d["path"], d["attempt"], d["reason"]) for d in shown["in_doubt"]] == [
+        ("ask", 2, "died")
+    ]
+    assert shown["in_doubt"][0]["charged"] == shown["records"][0]["usage"]
+    assert shown["spend"]["input_tokens"] == 2 * USAGE.input_tokens
+
+
 def test_showing_a_run_does_not_claim_it(store: InMemoryStore, stroma: Command) -> None:
     add(store, "r", is_left_owned=True)
     before = store.inspect("r")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stroma.cli.plain import printable
-from stroma.cli.views import record_view, recorded_nodes, run_view, total_usage
+from stroma.cli.views import in_doubt, record_view, recorded_nodes, run_view, total_usage
 from stroma.cost import Usage
 from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunRecord
 
@@ -70,6 +70,10 @@ def _facts(opened: OpenedRun, plan: PlanDocument) -> list[tuple[str, str]]:
         ("owner", f"{run.holder} until {view['lease_expires_at']}" if run.owner else ""),
         ("recorded", ", ".join(node for node in plan.node_ids if node in recorded)),
         ("left", ", ".join(node for node in plan.node_ids if node not in recorded)),
+        (
+            "in doubt",
+            ", ".join(f"{d.path}, call {d.attempt}: {d.reason}" for d in in_doubt(opened)),
+        ),
         ("spend", f"{spend.tokens} tokens, {_usd(spend)} USD"),
         ("budget", ", ".join(f"{limit} {name}" for name, limit in plan.budget.items())),
         ("active", f"{run.active_ms:.0f} ms"),

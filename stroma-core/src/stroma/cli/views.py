@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import TypeAlias
 
 from stroma.cost import NO_USAGE, Usage
+from stroma.doubt import account_of
 from stroma.errors import ConfigError
 from stroma.ids import path_of
 from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunRecord, RunStatus
+from stroma.result import InDoubt
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 JsonObject: TypeAlias = dict[str, Json]
@@ -51,8 +53,24 @@ def opened_view(opened: OpenedRun) -> JsonObject:
         "spend": usage_view(total_usage(opened.headers)),
         "budget": dict(plan.budget),
         "plugins": list(plan.plugins),
+        "in_doubt": [doubt_view(doubt) for doubt in in_doubt(opened)],
         "nodes": [{"node_id": id_, "is_recorded": id_ in recorded} for id_ in plan.node_ids],
         "records": [record_view(header) for header in opened.headers],
+    }
+
+
+def in_doubt(opened: OpenedRun) -> tuple[InDoubt, ...]:
+    """Return the calls of a run of which nobody knows what became of them."""
+    return tuple(doubt.told() for doubt in account_of(opened.headers).in_doubt)
+
+
+def doubt_view(doubt: InDoubt) -> JsonObject:
+    """Return a call in doubt."""
+    return {
+        "path": doubt.path,
+        "attempt": doubt.attempt,
+        "reason": doubt.reason,
+        "charged": usage_view(doubt.charged),
     }
 
 
@@ -94,9 +112,9 @@ def usage_view(usage: Usage) -> JsonObject:
 
 
 def total_usage(headers: Iterable[RecordHeader]) -> Usage:
-    """Return what the records cost together."""
+    """Return what the calls cost together that these records are of, each call once."""
     total = NO_USAGE
-    for header in headers:
+    for header in account_of(headers).counted:
         total = total.plus(header.usage)
     return total
 

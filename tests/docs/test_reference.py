@@ -223,9 +223,8 @@ def test_the_operations_of_record_stores_are_documented() -> None:
 
 
 def test_what_a_node_can_ask_is_documented() -> None:
-    section = section_of("current")
-    internal = {"add"}
-    public = [name for name in dir(NodeScope) if not name.startswith("_") and name not in internal]
+    section = section_of("NodeScope")
+    public = [name for name in dir(NodeScope) if not name.startswith("_")]
 
     assert [name for name in public if f"`{name}`" not in section] == []
 

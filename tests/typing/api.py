@@ -18,6 +18,7 @@ from stroma import (
     CheckpointStore,
     Classifier,
     ContractRegistry,
+    Estimate,
     ExecutionBudget,
     ExecutionResult,
     ExecutionTrace,
@@ -28,6 +29,7 @@ from stroma import (
     NodeContext,
     NodeContract,
     NodeHooks,
+    NodeScope,
     Pipeline,
     Price,
     PriceTable,
@@ -179,6 +181,26 @@ hooks = NodeHooks(
     trace_parent=lambda run_id: "",
 )
 
+
+def most(state: Document, call: NodeScope) -> Estimate | None:
+    assert_type(call.model, str)
+    return Estimate(len(state.text), 200, "gpt-4o") if state.text else None
+
+
+def mend(raw: dict[str, Any], violation: stroma.ContractViolation) -> Summary:
+    return Summary(summary=raw["sumary"])
+
+
+@node(estimate=most, repair=mend, on_violation="resample", max_resamples=2)
+async def careful(state: Document) -> Summary:
+    return Summary(summary=state.text)
+
+
+@node(estimate=Estimate(cost_usd="0.25"), on_in_doubt="stop")
+async def once(state: Summary) -> Summary:
+    return state
+
+
 runner = (
     StromaRunner.quick(
         store=InMemoryStore(),
@@ -197,6 +219,7 @@ runner = (
     .with_node_policies({"short": FailurePolicy(max_retries=0)})
     .with_node_timeouts({"short": 250})
     .with_pricers([my_prices, PriceTable({"mine": ("1", 2.5)}, source="invoice")])
+    .with_estimator(most)
     .with_options(trace=TraceOptions(preview_bytes=100, redact=frozenset({"text"})))
     .with_store("sqlite", path="runs.db")
 )
@@ -237,6 +260,9 @@ async def runs() -> None:
         await runner.run(digest, {"text": "x"}, run_id="r", restart=True)
         await runner.run(digest, run_id="r", resume=True)
         await runner.run(digest, run_id="r", resume_from="short")
+        await runner.resolve(digest, "r", "short", outcome="lost", cost_usd=0.5)
+        await runner.resolve([once], "r", "once", outcome="answered", output=Summary(summary="x"))
+        assert_type([doubt.charged for doubt in result.in_doubt], list[Usage])
         await manual.run([plain, summarize], Document(text="x"))
     assert_type(result, ExecutionResult)
     assert_type(result.status, RunStatus)

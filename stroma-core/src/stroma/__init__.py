@@ -83,7 +83,7 @@ from stroma.result import ExecutionResult, InDoubt, Submitted
 from stroma.run_config import RunConfig
 from stroma.runner import StromaRunner
 from stroma.schemas import register_models
-from stroma.scope import current, report_usage
+from stroma.scope import NodeScope, current, report_usage
 from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
 
@@ -125,6 +125,7 @@ __all__ = [
     "NodeContext",
     "NodeContract",
     "NodeHooks",
+    "NodeScope",
     "NodeTimeout",
     "OutcomeUnknown",
     "Pipeline",

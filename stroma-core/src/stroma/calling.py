@@ -102,5 +102,5 @@ def count_output(leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> objec
         output, usage = split_output(raw, leaf.id)
     except ConfigError as exc:
         raise ContractViolation(leaf.id, "output", [str(exc)], raw) from exc
-    scope.add(usage)
+    scope._add(usage)
     return output

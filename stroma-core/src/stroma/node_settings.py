@@ -6,14 +6,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from pydantic import BaseModel
-
 from stroma.cost import Estimate
 from stroma.errors import ConfigError, ContractViolation
 from stroma.failures import FailureClass, FailurePolicy, PolicyMap
 from stroma.scope import NodeScope, usage_of
 
-Estimator: TypeAlias = Callable[[BaseModel, NodeScope], Estimate | None]
+Estimator: TypeAlias = Callable[[Any, NodeScope], Estimate | None]
 """Tells the most that an attempt may use, from its input and place; None where it costs nothing."""
 Repair: TypeAlias = Callable[[Any, ContractViolation], Any]
 """Returns what a node should have returned, from what it did; sync or async."""

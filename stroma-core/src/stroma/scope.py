@@ -142,7 +142,7 @@ class NodeScope:
         place = f"{len(self.run_id)}:{self.run_id}:{self.epoch}:{self.path}"
         return hashlib.sha256(place.encode()).hexdigest()[:32]
 
-    def add(self, usage: Usage) -> None:
+    def _add(self, usage: Usage) -> None:
         """Count usage, each call at the price of the model that is in force."""
         if self._rules and usage.model:
             usage = usage._replace(model=model_under(self._rules, usage.model))
@@ -188,7 +188,7 @@ def report_usage(
     Raises:
         ConfigError: called outside a node, or a number is negative or none.
     """
-    current().add(usage_of(input_tokens, output_tokens, model, cost_usd))
+    current()._add(usage_of(input_tokens, output_tokens, model, cost_usd))
 
 
 def usage_of(

@@ -179,16 +179,16 @@ class Worker:
     async def _drain(self) -> None:
         if self._crew.size:
             logger.info(
-                "the worker stops: %d runs are under way, and awaited for %g s",
-                self._crew.size,
+                "the worker stops: it awaits what %s under way, for %g s at most",
+                _count(self._crew.size),
                 self._drain_seconds,
             )
             limit = self._clock.sleep(self._drain_seconds)
             await first_of(self._crew.all_ended(), limit, self._cut.wait())
         if self._crew.size:
             logger.warning(
-                "%d runs are cut: their calls under way may be billed, and are not recorded",
-                self._crew.size,
+                "what %s under way is cut: it may be billed, and is not recorded",
+                _count(self._crew.size),
             )
 
     # -- health ----------------------------------------------------------------------------
@@ -249,6 +249,10 @@ class _Outage:
         if self.count:
             logger.info("the store answers again")
         self.count = 0
+
+
+def _count(runs: int) -> str:
+    return "one run has" if runs == 1 else f"{runs} runs have"
 
 
 def _check_seconds(value: object, name: str, *, least: float) -> None:

@@ -1,4 +1,4 @@
-"""The command ``stroma``: what is installed, and what a store holds.
+"""The command ``stroma``: what is installed, what a store holds, and workers.
 
 Exit codes: 0 when it was done, 1 when it could not be (no such run, a store that does not
 answer), 2 when it was asked for wrongly (an unknown option, store or status).

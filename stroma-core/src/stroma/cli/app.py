@@ -12,14 +12,15 @@ import typer
 
 from stroma._version import __version__
 from stroma.cli import EXIT_FAILED, EXIT_WRONG_USE, access, tables, views
+from stroma.cli.loading import load_pipeline
 from stroma.cli.plain import plugins_as_json, plugins_as_text, printable
-from stroma.errors import ConfigError, PluginError, StromaError
+from stroma.errors import ConfigError, ContractViolation, PluginError, StromaError
 from stroma.plugins import list_plugins
 from stroma.records import RunQuery
 
 app = typer.Typer(
     name="stroma",
-    help="What is installed, and what a store holds.",
+    help="What is installed, what a store holds, and workers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -127,6 +128,70 @@ def purge(
             typer.echo(f"purged {removed} {'run' if removed == 1 else 'runs'}")
 
 
+PipelineName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODULE:PIPELINE", help="A Pipeline in a module.")
+]
+PipelineNames: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="MODULE:PIPELINE...", help="Pipelines in modules.")
+]
+
+
+@app.command()
+def submit(
+    pipeline: PipelineName,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="JSON", help="The input; @FILE, or - for standard input."),
+    ] = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="The id; else a new one.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="May be repeated.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run for a worker to take up, or queue again one that has stopped."""
+    from stroma.cli import work
+
+    with _errors_reported():
+        submitted = work.submit(
+            load_pipeline(pipeline), work.read_input(input), run_id=run_id, tags=tag, store=store
+        )
+        if as_json:
+            _echo_json({"run_id": submitted.run_id, "status": submitted.status.value})
+        else:
+            typer.echo(printable(f"{submitted.run_id} {submitted.status}"))
+
+
+@app.command()
+def worker(
+    pipelines: PipelineNames,
+    concurrency: Annotated[int, typer.Option(min=1, help="How many runs at once.")] = 10,
+    drain: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to await calls when told to stop.")
+    ] = 30.0,
+    poll: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time between two looks for runs.")
+    ] = 1.0,
+    health: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Answer /livez and /readyz there.")
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Take up runs that wait, the oldest first, until SIGTERM or SIGINT."""
+    from stroma.cli.work import work
+    from stroma.worker import Worker
+
+    with _errors_reported():
+        made = Worker(
+            *map(load_pipeline, dict.fromkeys(pipelines)),
+            store=store,
+            concurrency=concurrency,
+            poll_seconds=poll,
+            drain_seconds=drain,
+            health=health,
+        )
+        work(made)
+
+
 def _echo_json(value: views.JsonObject) -> None:
     typer.echo(json.dumps(value, indent=2))
 
@@ -138,5 +203,5 @@ def _errors_reported() -> Generator[None]:
         yield
     except StromaError as exc:
         typer.echo(printable(f"error: {exc}"), err=True)
-        is_wrong_use = isinstance(exc, ConfigError | PluginError)
+        is_wrong_use = isinstance(exc, ConfigError | ContractViolation | PluginError)
         raise typer.Exit(EXIT_WRONG_USE if is_wrong_use else EXIT_FAILED) from exc

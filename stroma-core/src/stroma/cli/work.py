@@ -1,0 +1,139 @@
+"""What the commands do with pipelines: submit runs, and work on those that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from stroma.checkpoint import CheckpointManager, close_store
+from stroma.cli.plain import printable
+from stroma.config import open_store
+from stroma.errors import ConfigError
+from stroma.pipeline import Pipeline
+from stroma.result import Submitted
+from stroma.runner import StromaRunner
+from stroma.worker import Worker
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def work(worker: Worker) -> None:
+    """Run a worker until a signal asks it to stop; the second one cuts what is under way."""
+    with _logged():
+        asyncio.run(_work(worker))
+
+
+async def _work(worker: Worker) -> None:
+    was_asked = False
+
+    def on_signal() -> None:
+        nonlocal was_asked
+        if was_asked:
+            worker.cancel()
+        else:
+            worker.stop()
+        was_asked = True
+
+    with _signals_go_to(on_signal, asyncio.get_running_loop()):
+        await worker.run()
+
+
+@contextmanager
+def _signals_go_to(
+    on_signal: Callable[[], None], loop: asyncio.AbstractEventLoop
+) -> Generator[None]:
+    def handle(number: int, frame: object) -> None:
+        loop.call_soon_threadsafe(on_signal)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _logged() -> Generator[None]:
+    """Print what the worker says, a line each, on the standard error output."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("stroma")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _OneLine(logging.Formatter):
+    """Keeps a record's text on one line, and what is chained to it below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base's name
+        return printable(super().formatMessage(record))
+
+
+def read_input(text: str | None) -> Mapping[str, object] | None:
+    """Return the input that a command was given: JSON, "@file" or "-" for the standard input.
+
+    Raises:
+        ConfigError: it cannot be read, or is no JSON object. It does not show what it is.
+    """
+    if text is None:
+        return None
+    try:
+        found: object = json.loads(_text_of(text))
+    except OSError as exc:
+        raise ConfigError(f"--input: {exc.filename!r} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"--input is no JSON: {exc}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--input must be a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _text_of(given: str) -> str:
+    if given == "-":
+        return sys.stdin.read()
+    return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+
+
+def submit(
+    pipeline: Pipeline,
+    input: Mapping[str, object] | None,
+    *,
+    run_id: str | None,
+    tags: Sequence[str] | None,
+    store: str | None,
+) -> Submitted:
+    """Submit a run, to a store or to the pipeline's own; see `Pipeline.submit`."""
+
+    async def session() -> Submitted:
+        if store is None:
+            return await pipeline.submit(input, run_id=run_id, tags=tags)
+        opened = open_store(store)
+        try:
+            runner = _runner_on(opened, pipeline)
+            return await runner.submit(pipeline, input, run_id=run_id, tags=tags)
+        finally:
+            await close_store(opened)
+
+    return asyncio.run(session())
+
+
+def _runner_on(store: object, pipeline: Pipeline) -> StromaRunner:
+    """Return a runner that does what the pipeline's does, in another store."""
+    manager, own = CheckpointManager(store), pipeline.runner
+    if isinstance(own, StromaRunner):
+        return StromaRunner(own.registry, manager, own.config)
+    return StromaRunner(checkpoint_manager=manager)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
+import types
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from importlib.metadata import DistributionFinder
 from pathlib import Path
 
 import pytest
@@ -177,6 +181,40 @@ def test_the_first_installation_on_the_path_counts(
     found = ours(discovered())
 
     assert {name: each.version for name, each in found.items()} == {"new": "2.0"}
+
+
+@pytest.mark.parametrize("kind", ["dist-info", "egg-info", "archive", "egg", "finder"])
+def test_a_plugin_is_found_however_it_is_installed(
+    kind: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = site if kind in {"dist-info", "egg-info"} else tmp_path / "elsewhere"
+    source = hooks_module("@hookimpl\ndef stroma_register_hooks(registry): pass")
+    install(place, "sample-there", {"there": "sample_there"}, {"sample_there": source}, "1.5")
+    info = place / "sample_there-1.5.dist-info"
+    if kind in {"egg-info", "egg"}:
+        (info / "METADATA").rename(info / "PKG-INFO")
+        info.rename(info.with_suffix(".egg-info") if kind == "egg-info" else place / "EGG-INFO")
+    if kind == "egg":
+        place = place.rename(tmp_path / "sample_there-1.5-py3.egg")
+    if kind == "archive":
+        place = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", place))
+    if kind == "finder":
+        finder = types.SimpleNamespace(
+            find_spec=lambda *_: None,
+            find_distributions=lambda _: PathFinder.find_distributions(
+                DistributionFinder.Context(path=[str(place)])
+            ),
+        )
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+        (place / "sample_there.py").rename(site / "sample_there.py")
+    elif kind in {"archive", "egg"}:
+        monkeypatch.syspath_prepend(place)
+
+    found = ours(discovered())
+
+    assert {name: (each.version, each.status) for name, each in found.items()} == {
+        "there": ("1.5", "active")
+    }
 
 
 def test_unreadable_metadata_of_others_does_no_harm(site: Path) -> None:

@@ -76,20 +76,22 @@ class TestPrice:
         assert len(sent) == 1 + 2
 
     async def test_nor_do_those_of_other_pipelines_once_they_are_known(self, make: Make) -> None:
-        store = make()
+        store, reader = make(), make()
         for i in range(6):
             await submit(store, f"r{i}", pipeline="theirs" if i % 2 else "ours")
-        assert await ids_of(store, "ours") == ["r0", "r2", "r4"]
-        with counted(store) as sent:
-            assert await ids_of(store, "ours") == ["r0", "r2", "r4"]
+        assert await ids_of(reader, "ours") == ["r0", "r2", "r4"]
+        with counted(reader) as sent:
+            assert await ids_of(reader, "ours") == ["r0", "r2", "r4"]
         assert len(sent) == 1 + 3 * 3
 
     async def test_a_page_reads_little_more_than_it_shows(self, make: Make) -> None:
-        store = make()
+        store, reader = make(), make()
         for i in range(20):
             await submit(store, f"r{i:02}")
-        with counted(store) as sent:
-            assert await ids_of(store, limit=2) == ["r00", "r01"]
+        await store.aclose()
+        await reader.setup()
+        with counted(reader) as sent:
+            assert await ids_of(reader, limit=2) == ["r00", "r01"]
         assert len(sent) <= 1 + 3 * 4
 
 

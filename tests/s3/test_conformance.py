@@ -41,7 +41,7 @@ class Conformance(StoreConformance):
     machine_settings = settings(StoreConformance.machine_settings, max_examples=2)
 
     def test_a_clean_run_takes_one_round_trip_for_each_node_and_one_more(self) -> None:  # type: ignore[override]
-        """In test_requests: what the kit asks for besides, a finished run in one, takes five."""
+        """In test_requests: here a claim writes two objects, and a finished run takes several."""
 
     def test_a_batch_takes_few_round_trips(self) -> None:  # type: ignore[override]
         """No request of S3 writes several objects: 50 runs take 50."""

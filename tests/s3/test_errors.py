@@ -17,7 +17,7 @@ from stroma.errors import (
 )
 from stroma.records import RunQuery
 from stroma.testing import TcpProxy
-from stroma_s3 import S3Store
+from stroma_s3 import S3Store, _client
 from stroma_s3._clock import ServerClock, seconds_of
 from stroma_s3._errors import Verdict, store_error, verdict_of
 from tests.s3.support import commit, headers_of, keys_in, new_bucket, record, request
@@ -123,6 +123,27 @@ async def test_swift_takes_every_kind_of_checksum(checksum: str) -> None:
     await store.aclose()
 
 
+@pytest.mark.parametrize("checksum", ["sha256", "md5"])
+async def test_an_object_that_is_damaged_on_its_way_is_refused_and_may_be_sent_again(
+    checksum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swift compares; here the checksum is that of another body."""
+    server = swift()
+    bucket = new_bucket(server)
+    store = S3Store(
+        bucket, **server.options(checksum=checksum, request_checksum_calculation="when_required")
+    )
+    await store.setup()
+    of_body = _client._checksum_of
+    monkeypatch.setattr(_client, "_checksum_of", lambda body, kind: of_body(b"another", kind))
+    with pytest.raises(StoreUnavailable, match=r"BadDigest.*nothing was written"):
+        await store.open_run(request())
+    assert "open/" not in "".join(keys_in(server, bucket))
+    monkeypatch.undo()
+    assert await store.open_run(request()) is not None
+    await store.aclose()
+
+
 def answer(status: int, code: str) -> ClientError:
     meta = {"HTTPStatusCode": status}
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": meta}, "PutObject")  # type: ignore[arg-type]
@@ -133,6 +154,9 @@ def answer(status: int, code: str) -> ClientError:
     [
         (answer(503, "SlowDown"), StoreUnavailable),
         (answer(409, "ConditionalRequestConflict"), StoreUnavailable),
+        (answer(400, "BadDigest"), StoreUnavailable),
+        (answer(400, "XAmzContentSHA256Mismatch"), StoreUnavailable),
+        (answer(400, "IncompleteBody"), StoreUnavailable),
         (answer(500, "InternalError"), OutcomeUnknown),
         (answer(504, ""), OutcomeUnknown),
         (ReadTimeoutError(endpoint_url="http://s"), OutcomeUnknown),

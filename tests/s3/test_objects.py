@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from stroma.errors import RecordCorrupt, RecordTooLarge
+from stroma.errors import RecordCorrupt, RecordTooLarge, StoreUnusable
 from stroma.records import RunQuery, RunStatus
-from stroma_s3 import S3Store, _listing
+from stroma_s3 import S3Store, _client, _listing
 from tests.s3.support import DONE, commit, counted, events_of, headers_of, keys_in, record, request
 from tests.servers.s3 import S3Server
 
@@ -38,6 +38,7 @@ async def test_encryption_and_storage_class_go_with_every_object(
         prefix="new", sse="aws:kms", sse_kms_key_id="alias/ours", storage_class="STANDARD_IA"
     )
     await everything(store)
+    await store.open_run(request("open"))
     client = server.client()
     for key in [*keys_in(server, bucket), "new/stroma-s3.json"]:
         found = client.head_object(Bucket=bucket, Key=key)
@@ -174,6 +175,60 @@ async def test_what_is_too_large_is_refused_before_it_is_sent(make: Make) -> Non
     assert isinstance(refused, RecordTooLarge)
     assert "'a'" in str(refused)
     assert kept is None
+
+
+async def test_what_is_too_large_for_one_put_is_refused_before_it_is_sent(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 takes 5 GiB; here a little, so that the test need not write as much."""
+    await store.open_run(request())
+    monkeypatch.setattr(_client, "MAX_PUT_BYTES", 2000)
+    halves = [record(path, payload=b"x" * 1500) for path in ("a", "b")]
+    with counted(store) as sent:
+        (refused,) = await store.commit_many([commit(*halves)])
+    assert isinstance(refused, RecordTooLarge)
+    assert "run 'run'" in str(refused)
+    assert "one PUT, which takes 2000" in str(refused)
+    assert sent == []
+    assert await store.commit_many([commit(record("c"))]) == [None]
+    assert await headers_of(store) == ["c"]
+
+
+async def test_a_key_that_is_too_long_is_refused_before_it_is_sent(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are shortened, so that no key is; the check is for the day when one is forgotten."""
+    await store.setup()
+    monkeypatch.setattr(_client, "MAX_KEY_BYTES", 40)
+    with counted(store) as sent, pytest.raises(StoreUnusable, match="more than 40 bytes"):
+        await store.open_run(request())
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("checksum", "header"),
+    [
+        ("default", "x-amz-checksum-crc32"),
+        ("sha256", "x-amz-checksum-sha256"),
+        ("md5", "content-md5"),
+    ],
+)
+async def test_each_object_is_sent_with_the_checksum_that_was_asked_for(
+    make: Make, checksum: str, header: str
+) -> None:
+    """That a server compares it is shown on Swift, in test_errors."""
+    required = "when_supported" if checksum == "default" else "when_required"
+    store = make(checksum=checksum, request_checksum_calculation=required)
+    await store.setup()
+    sent: list[set[str]] = []
+    events_of(store).register(
+        "before-send.s3.PutObject",
+        lambda request, **_: sent.append({name.lower() for name in request.headers}),
+    )
+    await store.open_run(request())
+    await store.commit_many([commit(record())])
+    assert len(sent) == 3
+    assert all(header in names for names in sent), sent
 
 
 @pytest.mark.parametrize("key", ["head", "step", "plain"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
+from pydantic import BaseModel
 
+import stroma
 from stroma.errors import AlreadyCommitted, RunLocked, StoreUnusable
 from stroma.records import RunQuery
 from stroma_s3 import S3Store
@@ -25,6 +30,23 @@ from tests.s3.support import (
 from tests.servers.s3 import S3Server, swift
 
 Make = Callable[..., S3Store]
+
+
+class Text(BaseModel):
+    text: str
+
+
+@stroma.node
+async def echo(state: Text) -> Text:
+    return state
+
+
+class RawResponse(io.BytesIO):
+    """A body as botocore reads it."""
+
+    def stream(self, **_: object) -> Iterator[bytes]:
+        while chunk := self.read():
+            yield chunk
 
 
 @pytest.fixture
@@ -55,6 +77,45 @@ async def test_one_where_two_writes_at_a_time_succeed_cannot(on_swift: S3Store) 
     await on_swift.setup()
     assert not on_swift.capabilities.fencing
     assert not on_swift.capabilities.refuses_stale_commits
+
+
+async def test_a_run_there_is_started_with_a_warning(
+    on_swift: S3Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = stroma.StromaRunner.quick(store=on_swift)
+    for run_id in ("one", "two"):
+        result = await runner.run([echo], Text(text="x"), run_id=run_id)
+        assert result.final_state == Text(text="x")
+    (warning,) = [each.getMessage() for each in caplog.records if each.name == "stroma"]
+    assert "S3Store cannot keep a worker that lost its run from writing" in warning
+
+
+@pytest.mark.parametrize("server_says", ["nothing", "NotImplemented"])
+async def test_a_server_that_does_not_know_the_header_cannot(
+    server: S3Server, bucket: str, server_says: str
+) -> None:
+    """None that can be had here is so old: the header is taken away, or refused, on its way."""
+    client = server.client()
+
+    def without_it(request: Any, **_: object) -> AWSResponse | None:
+        if b"If-None-Match" not in {name.encode() for name in request.headers}:
+            return None
+        if server_says == "nothing":
+            del request.headers["If-None-Match"]
+            return None
+        body = RawResponse(b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
+        return AWSResponse(request.url, 501, {"content-length": "76"}, body)
+
+    client.meta.events.register("before-send.s3.PutObject", without_it)
+    store = S3Store(bucket, client=client)
+    await store.setup()
+    assert not store.capabilities.fencing
+    await store.open_run(request())
+    assert await store.commit_many([commit(record())]) == [None]
+    with pytest.raises(RunLocked):
+        await store.open_run(request(token="bob"))
+    await store.aclose()
+    client.close()
 
 
 async def test_there_workers_that_do_not_meet_are_kept_apart_all_the_same(

@@ -55,6 +55,10 @@ _BY_CODE: Final = {
     "RequestLimitExceeded": Verdict.REFUSED,
     "TooManyRequests": Verdict.REFUSED,
     "RequestTimeout": Verdict.REFUSED,  # the body did not come in time
+    # The body was damaged on its way, or did not come whole.
+    "BadDigest": Verdict.REFUSED,
+    "XAmzContentSHA256Mismatch": Verdict.REFUSED,
+    "IncompleteBody": Verdict.REFUSED,
     "RequestTimeTooSkewed": Verdict.UNUSABLE,
 }
 _BY_STATUS: Final = {

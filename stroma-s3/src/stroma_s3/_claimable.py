@@ -97,13 +97,13 @@ class ClaimableRuns:
 
     def _found(self, query: ClaimQuery, mark: Mark) -> RunRecord | None:
         """Return the run of a marker if it is asked for; a marker that nobody needs is removed."""
-        view = self._read(mark)
-        now = self._bucket.clock.now()
-        is_needed = view is None or (view.mark == mark.parts.slot and view.run.status in CLAIMABLE)
-        if not is_needed or (view is None and mark.modified + _STRAY_SECONDS < now):
-            self._markers.remove(mark)
-            return None
+        view, now = self._read(mark), self._bucket.clock.now()
         if view is None:
+            if mark.modified + _STRAY_SECONDS < now:
+                self._markers.remove(mark)
+            return None
+        if view.mark != mark.parts.slot or view.run.status not in CLAIMABLE:
+            self._markers.remove(mark)  # no later step of the log is for this place
             return None
         self._learn(mark, _Known(view.run.pipeline, view.run.lease_expires_at))
         return view.run if is_claimable(query, view.run, now) else None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from stroma.records import CLAIMABLE, ClaimQuery, OpenedRun, RunQuery, RunStatus, RunUpdate
+from stroma.stores.rules import is_held
 from stroma_s3 import S3Store
 from tests.s3.conftest import close
 from tests.s3.support import DONE, commit, events_of, keys_in, record, request
@@ -185,8 +186,11 @@ def assert_is_marked(
     if found is None or found.run.status not in CLAIMABLE:
         return
     claimable = asyncio.run(reader.claimable(ClaimQuery())).runs
-    assert claimable == (() if found.run.owner else (found.run,))
-    view = reader._here().services().logs._read("run")
+    services = reader._here().services()
+    now = services.bucket.clock.now()
+    is_owned = is_held(found.run.owner, found.run.lease_expires_at, now)
+    assert claimable == (() if is_owned else (found.run,))
+    view = services.logs._read("run")
     assert view is not None
     mark = reader._here().keys.mark(view.run, view.log, view.mark)
     assert mark in keys_in(server, bucket, "open/")

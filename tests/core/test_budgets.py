@@ -253,7 +253,25 @@ async def test_the_first_pricer_with_an_answer_decides(calls: Calls) -> None:
     assert result.cost_usd == 9
 
 
-@pytest.mark.parametrize("answer", [KeyError("m"), 5, (1, 2, "x")])
+async def test_prices_in_floats_are_exact_dollars(calls: Calls) -> None:
+    answer = Price(0.1, 0.2, "x")  # type: ignore[arg-type]
+    runner = make_runner(pricers=[lambda model, i, o: answer]).with_budget(cost_usd=5)
+    nodes = [calls.node("a", _priced()), calls.node("b", _priced())]
+    result = await runner.run(nodes, Number())
+    assert (result.status, result.cost_usd) == (RunStatus.COMPLETED, Decimal("0.2"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        KeyError("m"),
+        5,
+        (1, 2, "x"),
+        Price(Decimal("NaN"), Decimal(1), "x"),
+        Price(Decimal(-1), Decimal(1), "x"),
+        Price("dear", Decimal(1), "x"),  # type: ignore[arg-type]
+    ],
+)
 async def test_a_pricer_that_fails_is_passed_over_and_the_output_kept(
     store: Any, calls: Calls, caplog: pytest.LogCaptureFixture, answer: object
 ) -> None:

@@ -268,6 +268,8 @@ async def test_usage_adds_up_with_what_the_node_returns(calls: Calls) -> None:
         {"cost_usd": -1},
         {"cost_usd": "many"},
         {"cost_usd": float("nan")},
+        {"input_tokens": 2**63},
+        {"cost_usd": "9e999999"},
     ],
     ids=repr,
 )

@@ -195,12 +195,20 @@ def _ask(pricer: Pricer, usage: Usage) -> Price | None:
             "pricer %s raised on model %r; it was passed over", name, usage.model, exc_info=True
         )
         return None
-    if price is None or isinstance(price, Price):
-        return price
-    logger.warning(
-        "pricer %s returned %r, which is no Price or None; it was passed over", name, price
-    )
-    return None
+    if price is None:
+        return None
+    try:
+        return Price(
+            _usd(usage.model, price.input_usd), _usd(usage.model, price.output_usd), price.source
+        )
+    except (AttributeError, ConfigError) as exc:
+        logger.warning(
+            "pricer %s returned %r, which is no Price or None; it was passed over: %s",
+            name,
+            price,
+            exc,
+        )
+        return None
 
 
 class Ledger:
@@ -212,6 +220,7 @@ class Ledger:
     __slots__ = (
         "_active_before_ms",
         "_fallbacks",
+        "_holds",
         "_on_unknown_price",
         "_pricers",
         "before",
@@ -232,6 +241,7 @@ class Ledger:
         self.budget = budget
         self.spent = NO_USAGE
         self.held = NO_USAGE
+        self._holds = 0
         self.before = NO_USAGE
         self.unpriced: str | None = None
         self._pricers = pricers
@@ -309,14 +319,19 @@ class Ledger:
             dollars = (f"${usd}" for usd in (spent_usd, held_usd, wanted_usd))
             raise _does_not_fit("cost_usd", path, f"${budget.cost_usd}", *dollars)
         self.held = self.held.plus(usage)
+        self._holds += 1
 
     @property
     def has_held(self) -> bool:
         """Whether anything is set aside."""
-        return self.held.tokens > 0 or bool(self.held.cost_usd)
+        return self._holds > 0
 
     def let_go(self, usage: Usage) -> None:
         """Give back what `hold` set aside."""
+        self._holds -= 1
+        if not self._holds:  # dollars are rounded: their differences may leave a rest
+            self.held = NO_USAGE
+            return
         held_usd, given_back = self.held.cost_usd or ZERO_USD, usage.cost_usd or ZERO_USD
         self.held = Usage(
             self.held.input_tokens - usage.input_tokens,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from decimal import Decimal
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import ConfigError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     """Why an attempt has no result, the verdict on it, and the seconds until the next one."""
 
 MODEL_KEY = "_stroma_model"
+_MOST: Final = 10**15
+"""More tokens or dollars are nobody's bill, and stores could not keep their sums."""
 
 
 class RunScope:
@@ -197,11 +199,13 @@ def usage_of(
     """Return checked usage; its cost is None where tokens still need a price.
 
     Raises:
-        ConfigError: a number is negative or none, or the model is no text.
+        ConfigError: a number is negative, far too large or none, or the model is no text.
     """
     for name, value in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f"{name} must be an int of 0 or more, not {_shown(value)}")
+        if value > _MOST:
+            raise ConfigError(f"{name} must be {_MOST} or less, not {_shown(value)}")
     if not isinstance(model, str):
         raise ConfigError(f"model must be a str, not {_shown(model)}")
     assert isinstance(input_tokens, int)
@@ -214,6 +218,8 @@ def usage_of(
         cost = Decimal("NaN")
     if not cost.is_finite() or cost < 0:
         raise ConfigError(f"cost_usd must be a number of 0 or more, not {_shown(cost_usd)}")
+    if cost > _MOST:
+        raise ConfigError(f"cost_usd must be {_MOST} or less, not {_shown(cost_usd)}")
     return Usage(input_tokens, output_tokens, cost, model, "reported")
 
 

@@ -8,13 +8,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 
-from stroma.batching import ask, outcomes_of
+from stroma.batching import ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import Continuation, RunRequest, continue_run, not_found
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE, Ledger, Usage
 from stroma.doubt import RESOLUTION_REF, Doubt, account_of
-from stroma.errors import ConfigError, ResumeError, StoreError
+from stroma.errors import ConfigError, PipelineChanged, ResumeError, StaleOwner, StoreError
 from stroma.journal import JournalSettings, persist
 from stroma.opening import claim_run, give_back
 from stroma.ownership import Claim, new_claim
@@ -157,8 +157,10 @@ def _commit(
     counted = account_of([*found.calls.counted, settled]).counted
     ledger.carry([header.usage for header in counted], found.active_ms)
     before = opened.status_before
+    is_waiting = before is RunStatus.WAITING
     update = RunUpdate(
-        RunStatus.PENDING if before is RunStatus.WAITING else before,
+        RunStatus.PENDING if is_waiting else before,
+        "" if is_waiting else None,
         spend=ledger.spent,
         release=True,
     )
@@ -175,12 +177,17 @@ def _result(
     """Return the record of the answer, as the node's own would be.
 
     Raises:
+        PipelineChanged: the node is gone.
         ConfigError: the place has its result, or was left behind by a later epoch.
         ContractViolation: the output does not fit.
     """
     run, path = opened.run, settled.path
-    step = plan.by_id[settled.contract_id]
-    assert isinstance(step, Leaf), "only functions are called"
+    step = plan.by_id.get(settled.contract_id)
+    if not isinstance(step, Leaf):
+        raise PipelineChanged(
+            f"run {run.run_id!r}: {path!r} was called, and this pipeline has no such function any "
+            'more: give the pipeline that made the call, or say outcome="lost"'
+        )
     if path in found.results or settled.epoch != run.epoch.number:
         raise ConfigError(
             f"run {run.run_id!r}: {path!r} has been called again since, and that call's result "
@@ -204,8 +211,25 @@ def _result(
 async def _save(manager: CheckpointManager, settings: JournalSettings, commit: Commit) -> None:
     async def send() -> StoreError | None:
         (failed,) = await outcomes_of(ask(manager.commit_many, (commit,)), 1)
+        if isinstance(failed, StaleOwner):
+            try:
+                return None if await _is_recorded(manager, commit) else failed
+            except StoreError as exc:
+                return exc
         return failed
 
     failed = await send()
     if failed is not None:
         await persist(partial(send), failed, settings)
+
+
+async def _is_recorded(manager: CheckpointManager, commit: Commit) -> bool:
+    """Say whether a commit that is refused was stored when it was sent before, and not answered.
+
+    It gave the run up: somebody else may own it by now.
+    """
+    found = await call_operation(manager.store, "inspect", commit.run_id)
+    if not isinstance(found, OpenedRun):
+        return False
+    written = {header.commit_id for header in found.headers}
+    return all(record.header.commit_id in written for record in commit.records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ from stroma import (
     ConfigError,
     ContractViolation,
     Estimate,
+    FailureClass,
     InMemoryStore,
+    NodeHooks,
+    OutcomeUnknown,
+    PipelineChanged,
     PriceTable,
     ResumeError,
     RunLocked,
     RunNotFound,
     RunStatus,
     StoreUnavailable,
+    StromaRunner,
     fan_out,
     node,
     parallel,
 )
-from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored, stored_run
+from tests.core.helpers import Calls, Done, FaultyStore, Number, make_runner, stored, stored_run
 
 PRICES = PriceTable({"m": ("10", "20")}, "a test")
 
@@ -153,6 +159,100 @@ async def test_a_cancelled_call_waits_at_the_next_start(store: Any) -> None:
     assert (result.status, result.in_doubt[0].reason) == (RunStatus.WAITING, "cancelled")
 
 
+@pytest.mark.parametrize("cut", ["timeout", "latency"])
+async def test_a_node_that_hides_that_it_was_cut_is_in_doubt_all_the_same(
+    store: Any, calls: Calls, cut: str
+) -> None:
+    @node(id="pay", input=Number, output=Number, on_in_doubt="stop")
+    async def pay(state: Number) -> Number:
+        calls.made["pay"] += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as exc:
+            raise ConnectionError("closed") from exc
+        return state
+
+    runner = StromaRunner.quick(store=store)
+    runner = (
+        runner.with_node_timeouts({"pay": 5})
+        if cut == "timeout"
+        else runner.with_budget(latency_ms=100)
+    )
+    result = await runner.run([pay], Number(), run_id="r")
+    assert (result.status, calls["pay"]) == (RunStatus.WAITING, 1)
+    assert [(d.path, d.reason) for d in result.in_doubt] == [("pay", cut)]
+
+
+async def test_a_call_that_waited_for_something_cancelled_is_in_doubt(
+    store: Any, calls: Calls
+) -> None:
+    @node(id="pay", input=Number, output=Number, on_in_doubt="stop")
+    async def pay(state: Number) -> Number:
+        calls.made["pay"] += 1
+        request = asyncio.ensure_future(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(request.cancel)
+        await request
+        return state
+
+    result = await make_runner(store).run([pay], Number(), run_id="r")
+    assert (result.status, calls["pay"]) == (RunStatus.WAITING, 1)
+    assert [(d.path, d.reason) for d in result.in_doubt] == [("pay", "cancelled")]
+
+
+async def test_what_a_thread_raises_after_a_cancellation_is_known(store: Any) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    @node(id="pay", input=Number, output=Number, on_in_doubt="stop")
+    def pay(state: Number) -> Number:
+        inside.set()
+        go_on.wait(10)
+        raise ConnectionError("refused")
+
+    running = asyncio.create_task(make_runner(store).run([pay], Number(), run_id="r"))
+    while not inside.is_set():
+        await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.sleep(0.01)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    answered = node(id="pay", input=Number, output=Number, on_in_doubt="stop")(lambda state: state)
+    result = await make_runner(store).run([answered], Number(), run_id="r")
+    assert (result.status, result.in_doubt) == (RunStatus.COMPLETED, ())
+
+
+async def test_the_reason_names_the_call_that_holds_the_run_up(store: Any) -> None:
+    @node(id="pay", input=Number, output=Number, on_in_doubt="stop", timeout_ms=5)
+    async def pay(state: Number) -> Number:
+        await asyncio.sleep(60)
+        return state
+
+    async def slow(run_id: str, path: str, exc: BaseException, failure_class: FailureClass) -> None:
+        await asyncio.sleep(0.1 if path == "pay[0]" else 0.2)
+
+    each = fan_out(pay, over="items", into="paid", input=Items)
+    runner = make_runner(store, hooks=NodeHooks(on_node_failure=slow))
+    result = await runner.run([each], Items(items=[Number(value=i) for i in range(2)]))
+    assert [d.path for d in result.in_doubt] == ["pay[0]", "pay[1]"]
+    assert "'pay[0]'" in result.stop_reason
+    assert "'pay[1]'" not in result.stop_reason
+
+
+async def test_a_call_is_listed_with_its_number_though_the_store_does_not_take_it() -> None:
+    @node(id="slow", input=Number, output=Number, timeout_ms=5)
+    async def slow(state: Number) -> Number:
+        await asyncio.sleep(60)
+        return state
+
+    store = FaultyStore()
+    runner = make_runner(store, policy_map={})
+    first = await runner.run([slow], Number(), run_id="r")
+    store.fail("commit_many", *[StoreUnavailable("down")] * 20)
+    second = await runner.run([slow], Number(), run_id="r")
+    numbers = [d.attempt for d in second.in_doubt]
+    assert numbers == list(range(1, len(first.in_doubt) + 2))
+
+
 async def test_a_failure_that_the_provider_told_is_not_in_doubt(calls: Calls, store: Any) -> None:
     pay = calls.node("pay", ConnectionError("refused"), {"value": 1}, on_in_doubt="stop")
     result = await make_runner(store).run([pay], Number(), run_id="r")
@@ -274,6 +374,39 @@ async def test_a_resolution_is_saved_again_when_the_store_fails(calls: Calls) ->
     runner = make_runner(store)
     await runner.resolve(nodes, "r", "pay", outcome="never_made")
     assert (await runner.run(nodes, run_id="r", resume=True)).status is RunStatus.RESUMED
+
+
+async def test_a_resolution_that_is_stored_and_not_answered_is_done(calls: Calls) -> None:
+    store = FaultyStore()
+    nodes = await left_in_doubt(store, calls)
+    runner = make_runner(store)
+    await runner.run(nodes, run_id="r", resume=True)
+    store.fail("commit_many", Done(OutcomeUnknown("the connection is lost")))
+    await runner.resolve(nodes, "r", "pay", outcome="answered", output=Number(value=40))
+    assert (await stored_run(store, "r")).status is RunStatus.PENDING
+    result = await runner.run(nodes, run_id="r", resume=True)
+    assert (result.final_state, calls["pay"]) == (Number(value=41), 1)
+
+
+async def test_a_run_that_waits_no_more_says_no_more_that_it_waits(
+    calls: Calls, store: Any
+) -> None:
+    nodes = await left_in_doubt(store, calls)
+    await make_runner(store).run(nodes, run_id="r", resume=True)
+    await make_runner(store).resolve(nodes, "r", "pay", outcome="never_made")
+    run = await stored_run(store, "r")
+    assert (run.status, run.stop_reason) == (RunStatus.PENDING, "")
+
+
+async def test_an_answer_of_a_node_that_is_gone_is_refused(calls: Calls, store: Any) -> None:
+    nodes = await left_in_doubt(store, calls)
+    renamed = [nodes[0], calls.node("charge"), nodes[2]]
+    runner = make_runner(store)
+    with pytest.raises(PipelineChanged, match="'pay' was called, and this pipeline has no such"):
+        await runner.resolve(renamed, "r", "pay", outcome="answered", output=Number())
+    await runner.resolve(renamed, "r", "pay", outcome="lost", input_tokens=5)
+    result = await runner.run(renamed, run_id="r", resume=True)
+    assert (result.status, result.tokens, result.in_doubt) == (RunStatus.RESUMED, 5, ())
 
 
 async def test_a_store_of_states_cannot_promise_it(calls: Calls) -> None:

@@ -19,13 +19,14 @@ from stroma import (
     StoreUnavailable,
     StromaRunner,
     UnknownPrice,
+    current,
     fan_out,
     node,
     parallel,
     report_usage,
 )
 from stroma.scope import NodeScope
-from tests.core.helpers import Calls, Done, FaultyStore, Number, make_runner, stored
+from tests.core.helpers import Calls, Done, FakeClock, FaultyStore, Number, make_runner, stored
 
 PRICES = PriceTable({"m": ("10", "20")}, "a test")
 
@@ -119,6 +120,68 @@ async def test_items_wait_for_others_that_may_leave_enough(store: Any) -> None:
     runner = make_runner(store).with_budget(tokens=100)
     result = await runner.run([each], Items(items=[Number(value=i) for i in range(8)]))
     assert (result.status, result.tokens) == (RunStatus.COMPLETED, 40)
+
+
+async def test_a_rest_of_rounding_keeps_nobody_waiting(store: Any) -> None:
+    third = Decimal(1) / 3  # of 28 digits: sums with it are rounded
+
+    def estimator(state: BaseModel, scope: NodeScope) -> Estimate:
+        return Estimate(cost_usd=Decimal("55.1") if state == Number(value=-1) else third)
+
+    @node(id="item", input=Number, output=Number, estimate=estimator)
+    async def item(state: Number) -> Number:
+        await asyncio.sleep(0.001)
+        return state
+
+    each = fan_out(item, over="items", into="done", max_concurrency=8, input=Items)
+    given = Items(items=[Number(value=i) for i in (1, 2, 3, 4, -1, 5)])
+    running = make_runner(store).with_budget(cost_usd=50).run([each], given)
+    result = await asyncio.wait_for(running, timeout=10)
+    assert "$0 set aside for calls under way, $55.1 estimated" in result.stop_reason
+
+
+async def test_an_item_that_waited_past_the_latency_limit_is_not_called(
+    calls: Calls, store: Any
+) -> None:
+    clock = FakeClock()
+
+    @node(id="item", input=Number, output=Number, estimate=Estimate(input_tokens=60))
+    async def item(state: Number) -> Number:
+        calls.made["item"] += 1
+        await asyncio.sleep(0.001)
+        clock.advance(1.0)
+        return state
+
+    each = fan_out(item, over="items", into="done", max_concurrency=4, input=Items)
+    runner = make_runner(store, clock=clock).with_budget(tokens=100, latency_ms=900)
+    result = await runner.run([each], Items(items=[Number(value=i) for i in range(4)]))
+    assert (result.status, calls["item"], result.in_doubt) == (RunStatus.PARTIAL, 1, ())
+    assert "900 ms is reached" in result.stop_reason
+
+
+async def test_an_item_that_waited_uses_and_estimates_the_cheaper_model_of_by_then(
+    store: Any,
+) -> None:
+    models: list[str] = []
+
+    @node(
+        id="item",
+        input=Number,
+        output=Number,
+        estimate=Estimate(input_tokens=1_000_000, model="big"),
+    )
+    async def item(state: Number) -> tuple[Number, int, str]:
+        models.append(current().model)
+        await asyncio.sleep(0.001)
+        return state, 900_000, "big"
+
+    prices = PriceTable({"big": (10, 10), "small": (1, 1)}, "a test")
+    runner = make_runner(store, pricers=[prices]).with_budget(cost_usd=12)
+    runner = runner.with_model_fallback("big", to="small", at_budget_pct=0.5)
+    each = fan_out(item, over="items", into="done", max_concurrency=3, input=Items)
+    result = await runner.run([each], Items(items=[Number(value=i) for i in range(3)]))
+    assert (result.status, models) == (RunStatus.COMPLETED, ["big", "small", "small"])
+    assert result.cost_usd == Decimal("10.8")
 
 
 async def test_a_failed_attempt_gives_back_what_it_did_not_use(calls: Calls, store: Any) -> None:

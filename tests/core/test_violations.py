@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,14 +10,16 @@ from pydantic import BaseModel
 
 from stroma import (
     ContractViolation,
+    Estimate,
     NodeHooks,
+    RecordTooLarge,
     RunStatus,
     current,
     fan_out,
     node,
     report_usage,
 )
-from tests.core.helpers import Calls, Number, Text, make_runner, stored
+from tests.core.helpers import Calls, FaultyStore, Number, Text, make_runner, stored
 
 BAD = ({"value": "seven"}, 10)
 
@@ -108,6 +111,58 @@ async def test_a_repair_is_tried_again_after_a_crash(calls: Calls, store: Any) -
     is_dying = False
     result = await make_runner(store).run([a], Number(), run_id="r")
     assert (result.status, result.tokens, calls["a"]) == (RunStatus.RESUMED, 10, 1)
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+async def test_a_repair_that_is_cut_is_charged_what_it_used_and_buys_nothing(
+    calls: Calls, store: Any, *, is_hidden: bool
+) -> None:
+    inside = asyncio.Event()
+
+    async def repair(raw: Any, violation: ContractViolation) -> Any:
+        report_usage(input_tokens=5)
+        inside.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if is_hidden:
+                raise ValueError("closed") from None
+            raise
+
+    a = calls.node("a", BAD, repair=repair, on_violation="resample")
+    running = asyncio.create_task(make_runner(store).run([a], Number(), run_id="r"))
+    await inside.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    run = (await stored(store, "r")).run
+    assert (run.status, run.spend.tokens, calls["a"]) == (RunStatus.CANCELLED, 15, 1)
+    mending = calls.node("a", BAD, repair=to_number)
+    assert (await make_runner(store).run([mending], run_id="r", resume=True)).tokens == 15
+
+
+async def test_a_repair_that_waits_for_something_cancelled_has_failed(
+    calls: Calls, store: Any
+) -> None:
+    async def repair(raw: Any, violation: ContractViolation) -> Any:
+        inner = asyncio.ensure_future(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(inner.cancel)
+        await inner
+
+    result = await make_runner(store).run([calls.node("a", BAD, repair=repair)], Number())
+    assert result.status is RunStatus.FAILED
+    assert "its repair raised CancelledError" in result.stop_reason
+
+
+async def test_a_mended_output_that_is_too_large_is_recorded_as_paid_for(calls: Calls) -> None:
+    store = FaultyStore()
+    options: dict[str, Any] = {"repair": to_number, "estimate": Estimate(input_tokens=10)}
+    store.fail("commit_many", None, None, RecordTooLarge("too large"))
+    runner = make_runner(store)
+    result = await runner.run([calls.node("a", BAD, **options)], Number(), run_id="r")
+    assert (result.status, result.tokens) == (RunStatus.FAILED, 10)
+    assert isinstance(result.error, RecordTooLarge)
+    assert [kind for kind, _ in await kinds(store)] == ["reserved", "attempt", "attempt"]
 
 
 async def test_hooks_are_told_of_the_violation_and_then_of_the_result(calls: Calls) -> None:

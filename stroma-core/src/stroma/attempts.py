@@ -71,8 +71,8 @@ class AttemptLoop:
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._watch = CancelWatch()
         self._caller = NodeCaller(account, self._watch)
-        self._reservations = Reservations(account)
-        self._violations = Violations(account)
+        self._reservations = Reservations(account, self._before_attempt)
+        self._violations = Violations(account, self._watch)
         self._teller = AttemptTeller(account.around.hooks)
         self._rules_seen: tuple[ModelFallback, ...] = ()
         self._budget_reported = False
@@ -208,22 +208,30 @@ class AttemptLoop:
         usage: Usage,
         exc: BaseException,
         failure_class: str,
-    ) -> None:
-        """Record an attempt without a result, and list it if nobody knows what became of it."""
-        number = scope._reserved or scope.attempt
-        try:
-            number = await self._journal.attempt(
-                leaf,
-                scope.path,
-                usage,
-                exc,
-                failure_class,
-                reserved=scope._reserved,
-                doubt=scope._doubt,
-            )
-        finally:
-            if scope._doubt:
-                self._account.in_doubt.append(InDoubt(scope.path, number, scope._doubt, usage))
+    ) -> InDoubt | None:
+        """Record an attempt without a result, and list it if nobody knows what became of it.
+
+        Returns:
+            How it is listed, or None.
+        """
+        is_reserved = scope._reserved > 0
+        number = scope._reserved or self._journal.next_call(scope.path)
+        scope._reserved = 0  # it is settled: what else is recorded here has a number of its own
+        in_doubt = None
+        if scope._doubt:
+            in_doubt = InDoubt(scope.path, number, scope._doubt, usage)
+            self._account.in_doubt.append(in_doubt)
+        await self._journal.attempt(
+            leaf,
+            scope.path,
+            number,
+            usage,
+            exc,
+            failure_class,
+            is_reserved=is_reserved,
+            doubt=scope._doubt,
+        )
+        return in_doubt
 
     async def _after_failure(
         self,
@@ -310,12 +318,15 @@ class AttemptLoop:
             failure_message=error_text(exc),
             retry_delay_seconds=delay,
         )
-        await self._record(leaf, scope, usage, exc, failure_class.value)
+        in_doubt = await self._record(leaf, scope, usage, exc, failure_class.value)
         await self._hooks.fire("on_node_failure", scope.run_id, scope.path, exc, failure_class)
+        stopped = None
         if isinstance(exc, BudgetExceeded):
-            raise await self._over_budget(exc, leaf, scope.path) from exc
-        if scope._doubt and leaf.settings.stops_in_doubt:
-            raise waiting(scope.run_id, self._account.in_doubt[-1]) from exc
+            stopped = await self._over_budget(exc, leaf, scope.path)
+        if in_doubt is not None and leaf.settings.stops_in_doubt:
+            stopped = waiting(scope.run_id, in_doubt)  # whatever the budget is
+        if stopped is not None:
+            raise stopped from exc
 
     async def _again(
         self,
@@ -388,8 +399,10 @@ class AttemptLoop:
         if not self._watch.is_cancelled():
             stray = StromaError(f"{scope.path} waited for something that was cancelled")
             stray.__cause__ = exc
+            scope._doubt = scope._doubt or "cancelled"
             return await self._failed(leaf, scope, began, stray)
-        if not isinstance(hiding, ContractViolation):  # whose output is there
+        is_known = isinstance(hiding, ContractViolation) or scope._cancelled is not None
+        if not is_known:  # an output is there, or a thread that nothing has cut came to its end
             scope._doubt = scope._doubt or "cancelled"
         usage = self._account.settle(leaf.id, scope)
         duration_ms = (self._clock.monotonic() - began) * 1000

@@ -40,9 +40,9 @@ class NodeCaller:
         try:
             async with timeout:
                 return await self._invoke(leaf, value, scope, timeout)
-        except TimeoutError as exc:
+        except Exception as exc:  # a node may hide that it was cut behind a failure of its own
             if not timeout.expired():
-                raise  # the node's own
+                raise
             scope._doubt = "latency" if is_latency else "timeout"
             if is_latency:
                 active_ms = self._account.ledger.active_ms(self._account.this_start_ms)
@@ -89,11 +89,11 @@ class NodeCaller:
             left = THREAD_GRACE_SECONDS if ends_at is None else ends_at - now
             if left > 0 and self._watch.is_cancelled():
                 await asyncio.wait({thread}, timeout=min(left, THREAD_GRACE_SECONDS))
-            if not thread.done() or thread.cancelled() or thread.exception() is not None:
+            if not thread.done() or thread.cancelled():
                 thread.cancel()  # a late result is dropped
                 raise
             scope._cancelled = exc
-            return thread.result()
+            return thread.result()  # or what it raised
 
 
 def count_output(leaf: Leaf, raw: tuple[object, ...], scope: NodeScope) -> object:

@@ -150,7 +150,8 @@ class Journal(Protocol):
         """Record that a call is about to be made, and the most that it may use.
 
         Returns:
-            The number of the call, for `attempt`. A `result` settles it by itself.
+            The number of the call, for `attempt`; 0 where none are kept. A `result` settles it
+            by itself.
 
         Raises:
             StoreError: the store does not take it: the call must not be made.
@@ -161,17 +162,22 @@ class Journal(Protocol):
         """Record what was used for a place without calling its node."""
         ...
 
+    def next_call(self, path: str) -> int:
+        """Return the number of a call of this place that was not reserved, over all starts."""
+        ...
+
     async def attempt(
         self,
         step: Leaf,
         path: str,
+        number: int,
         usage: Usage,
         error: BaseException,
         failure_class: str,
         *,
-        reserved: int = 0,
+        is_reserved: bool = False,
         doubt: str = "",
-    ) -> int:
+    ) -> None:
         """Record a failed attempt.
 
         At once if it used anything, was reserved or is in doubt, else with what comes next.
@@ -179,14 +185,12 @@ class Journal(Protocol):
         Args:
             step: the node.
             path: its place.
+            number: what `reserve` returned for it, or `next_call`.
             usage: what the run is charged for it.
             error: what it failed with.
             failure_class: its class, as text.
-            reserved: what `reserve` returned for it, or 0.
+            is_reserved: it was reserved.
             doubt: why nobody knows what became of the call, or "".
-
-        Returns:
-            The number of the call, over all starts of the run.
         """
         ...
 

@@ -228,20 +228,24 @@ class PlainJournal:
     async def spent_beside(self, step: Leaf, path: str, usage: Usage) -> None:
         """See `Journal.spent_beside`: this store keeps no usage."""
 
+    def next_call(self, path: str) -> int:
+        """See `Journal.next_call`: this store keeps none, and so those of this start count."""
+        self._failed[path] += 1
+        return self._failed[path]
+
     async def attempt(
         self,
         step: Leaf,
         path: str,
+        number: int,
         usage: Usage,
         error: BaseException,
         failure_class: str,
         *,
-        reserved: int = 0,
+        is_reserved: bool = False,
         doubt: str = "",
-    ) -> int:
-        """See `Journal.attempt`: this store keeps none, and so counts those of this start."""
-        self._failed[path] += 1
-        return self._failed[path]
+    ) -> None:
+        """See `Journal.attempt`: this store keeps none."""
 
     def doubts(self, path: str | None = None) -> tuple[InDoubt, ...]:
         """See `Journal.doubts`: this store knows of none."""

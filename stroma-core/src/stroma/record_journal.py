@@ -228,7 +228,7 @@ class RecordJournal:
 
     async def reserve(self, step: Leaf, path: str, usage: Usage) -> int:
         """See `Journal.reserve`."""
-        number = self._next_attempt(path)
+        number = self.next_call(path)
         record = self._bare_record(step, path, "reserved", number, RESERVATION_REF, usage)
         try:
             await settled(self._commit((*self._take_pending(), record), None))
@@ -241,7 +241,7 @@ class RecordJournal:
 
     async def spent_beside(self, step: Leaf, path: str, usage: Usage) -> None:
         """See `Journal.spent_beside`."""
-        number = self._next_attempt(path)
+        number = self.next_call(path)
         record = self._bare_record(step, path, "once", number, "stroma:repair", usage)
         await settled(self._commit((*self._take_pending(), record), None))
 
@@ -258,13 +258,14 @@ class RecordJournal:
         self,
         step: Leaf,
         path: str,
+        number: int,
         usage: Usage,
         error: BaseException,
         failure_class: str,
         *,
-        reserved: int = 0,
+        is_reserved: bool = False,
         doubt: str = "",
-    ) -> int:
+    ) -> None:
         """See `Journal.attempt`."""
         document: dict[str, object] = {
             "error": type(error).__name__,
@@ -279,12 +280,11 @@ class RecordJournal:
             document["is_lossy"] = getattr(error.__cause__, "is_lossy", False)
         payload = json.dumps(document).encode()  # in ASCII: half a surrogate pair comes back, too
         digest = digest_of(payload)
-        number = reserved or self._next_attempt(path)
         fingerprint = step.gives.fingerprint
         header = self._header(path, "attempt", number, -1, step.id, ref, fingerprint, digest, usage)
         self._pending.append(CheckpointRecord(header, payload))
-        if usage is NO_USAGE and ref is FAILURE_REF and not reserved:
-            return number
+        if usage is NO_USAGE and ref is FAILURE_REF and not is_reserved:
+            return
         try:
             await settled(self._commit(self._take_pending(), None))
         except RecordTooLarge:
@@ -296,9 +296,9 @@ class RecordJournal:
             header = header._replace(digest=digest_of(payload))
             self._pending.append(CheckpointRecord(header, payload))
             await settled(self._commit(self._take_pending(), None))
-        return number
 
-    def _next_attempt(self, path: str) -> int:
+    def next_call(self, path: str) -> int:
+        """See `Journal.next_call`."""
         self._made[path] = self._made.get(path, 0) + 1
         return self._made[path]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from pydantic import BaseModel
 
 from stroma.account import RunAccount, Stopped
-from stroma.cost import NO_USAGE, Estimate, Usage
+from stroma.cost import NO_USAGE, Estimate, ModelFallback, Usage, model_under
 from stroma.errors import BudgetExceeded, CallInDoubt, ConfigError, UnknownPrice
 from stroma.failures import error_text
 from stroma.plan import Leaf
@@ -15,36 +17,54 @@ from stroma.scope import NodeScope, usage_of
 
 
 class Reservations:
-    """The reservations of one start of a run."""
+    """The reservations of one start of a run.
 
-    def __init__(self, account: RunAccount) -> None:
+    Args:
+        account: the start's account.
+        recheck: what is asked before an attempt begins: raises `Stopped`, or returns the rules of
+            model fallback that hold.
+    """
+
+    def __init__(
+        self,
+        account: RunAccount,
+        recheck: Callable[[Leaf, str], Awaitable[tuple[ModelFallback, ...]]],
+    ) -> None:
         self._account = account
+        self._recheck = recheck
         self._ledger = account.ledger
         self._journal = account.journal
 
     async def hold(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> None:
         """Set aside the most that an attempt may use.
 
-        While calls are under way that may leave enough, it waits for them.
+        While calls are under way that may leave enough, it waits for them. What they used meanwhile
+        counts as it does for an attempt that begins afterwards.
 
         Raises:
             BudgetExceeded: it does not fit, and nothing is under way that could leave enough.
-            Stopped: nobody can tell or price what it may use.
+            Stopped: nobody can tell or price what it may use, or nothing may begin any more.
         """
         usage = self._estimated(leaf, value, scope)
-        while True:
-            try:
-                self._ledger.hold(usage, scope.path)
-            except BudgetExceeded:
-                if not self._ledger.has_held:
-                    raise
-                await self._account.until_let_go()
-                self._account.check_stop_request()
-            except UnknownPrice as exc:
-                raise Stopped(RunStatus.FAILED, str(exc), exc) from exc
-            else:
-                scope._held = usage
-                return
+        while not self._fits(usage, scope):
+            await self._account.until_let_go()
+            rules = await self._recheck(leaf, scope.path)
+            if rules != scope._rules:
+                scope._rules = rules
+                usage = self._estimated(leaf, value, scope)
+
+    def _fits(self, usage: Usage, scope: NodeScope) -> bool:
+        """Set usage aside, or say that it has to wait."""
+        try:
+            self._ledger.hold(usage, scope.path)
+        except BudgetExceeded:
+            if not self._ledger.has_held:
+                raise
+            return False
+        except UnknownPrice as exc:
+            raise Stopped(RunStatus.FAILED, str(exc), exc) from exc
+        scope._held = usage
+        return True
 
     async def record(self, leaf: Leaf, scope: NodeScope) -> None:
         """Record that the call is about to be made.
@@ -67,7 +87,7 @@ class Reservations:
                     "it must return a stroma.Estimate, or None where a call costs nothing, "
                     f"not {type(found).__name__}"
                 )
-            model = found.model or scope.model
+            model = model_under(scope._rules, found.model) if found.model else scope.model
             usage = usage_of(found.input_tokens, found.output_tokens, model, found.cost_usd)
         except Exception as exc:
             error = ConfigError(f"the estimator failed for {scope.path!r}: {error_text(exc)}")

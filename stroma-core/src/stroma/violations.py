@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import NamedTuple, TypeGuard
 
 from pydantic import BaseModel
 
-from stroma._aio import settled
+from stroma._aio import CancelWatch, settled
 from stroma.account import RunAccount, Stopped
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE
@@ -33,8 +34,9 @@ class Mended(NamedTuple):
 class Violations:
     """The refused outputs of one start of a run, and those that earlier ones recorded."""
 
-    def __init__(self, account: RunAccount) -> None:
+    def __init__(self, account: RunAccount, watch: CancelWatch) -> None:
         self._account = account
+        self._watch = watch
         self._journal = account.journal
         self._refused: Counter[str] = Counter()
 
@@ -60,6 +62,9 @@ class Violations:
             leaf: the node.
             scope: takes what the repair uses; what the call used is recorded.
             exc: why the output was refused.
+
+        Raises:
+            asyncio.CancelledError: the run is cancelled; what the repair used is recorded.
         """
         repair = leaf.settings.repair
         if repair is None:
@@ -69,14 +74,18 @@ class Violations:
             return mended(leaf, await settled(repair(exc.raw, exc)))
         except ContractViolation as failed:
             refused = failed
-        except Exception as failed:
+        except (Exception, asyncio.CancelledError) as failed:
             problem = f"its repair raised {type(failed).__name__}: {error_text(failed)}"
             refused = ContractViolation(leaf.id, "output", [*exc.problems, problem], exc.raw)
             refused.__cause__ = failed
         self._account.note_violation(refused, scope.path)
         usage = self._account.settle(leaf.id, scope)
-        if usage is not NO_USAGE:
-            await self._journal.spent_beside(leaf, scope.path, usage)
+        try:
+            if usage is not NO_USAGE:
+                await self._journal.spent_beside(leaf, scope.path, usage)
+        finally:
+            if self._watch.is_cancelled():  # even if the repair hid that behind a failure
+                raise asyncio.CancelledError
         return refused
 
     async def recorded(self, leaf: Leaf, scope: NodeScope) -> Mended | None:

@@ -254,6 +254,33 @@ class TestHandedInPool:
             assert await pool.fetchval("SELECT 1") == 1
             assert pool.get_size() == pool.get_idle_size()
 
+    async def test_its_idle_connections_that_were_terminated(
+        self, server: Server, schema: str, admin: Admin
+    ) -> None:
+        cache = {"statement_cache_size": 0}
+        async with asyncpg.create_pool(server.dsn, min_size=2, max_size=2, **cache) as pool:
+            store = PostgresStore(pool=pool, schema=schema)
+            await asyncio.gather(*(store.save(f"r{i}", "n", Note()) for i in range(10)))
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                f"WHERE query LIKE '%{schema}%' AND pid <> pg_backend_pid()"
+            )
+            assert await store.load_typed("r1", "n", Note) == Note()
+            await store.open_run(request())
+            assert await store.commit_many([commit(record())]) == [None]
+
+    async def test_a_hundred_runs_on_two_of_its_connections(
+        self, server: Server, schema: str
+    ) -> None:
+        cache = {"statement_cache_size": 0}
+        async with asyncpg.create_pool(server.dsn, min_size=1, max_size=2, **cache) as pool:
+            store = PostgresStore(pool=pool, schema=schema)
+            runs = [f"r{i}" for i in range(100)]
+            await asyncio.gather(*(store.open_run(request(run_id)) for run_id in runs))
+            commits = (store.commit_many([commit(record(run_id))]) for run_id in runs)
+            assert await asyncio.gather(*commits) == [[None]] * 100
+            assert pool.get_size() == pool.get_idle_size() <= 2
+
     async def test_another_loop_asks_its_loop(self, server: Server, schema: str) -> None:
         async with asyncpg.create_pool(server.dsn, statement_cache_size=0) as pool:
             store = PostgresStore(pool=pool, schema=schema)

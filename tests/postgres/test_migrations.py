@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 
@@ -72,11 +73,17 @@ class TestSetup:
             "SELECT array_to_string(enumvals, ',') FROM pg_settings "
             "WHERE name = 'default_toast_compression'"
         )
-        method = await admin.fetchval(
-            "SELECT attcompression FROM pg_attribute "
-            f"WHERE attrelid = '\"{schema}\".stroma_records'::regclass AND attname = 'payload'"
-        )
-        assert method == (b"l" if has_lz4 else b"\0")
+        method = "lz4" if has_lz4 else "pglz"
+        # Longer than a row may be after compression, so that it is kept beside it, too.
+        large = json.dumps({"text": "".join(map(str, range(20_000)))}).encode()
+        await store.open_run(request(input_payload=large, plan=large))
+        assert await store.commit_many([commit(record(payload=large))]) == [None]
+        for table, columns in (("runs", ("input_payload", "plan")), ("records", ("payload",))):
+            for column in columns:
+                found = await admin.fetchval(
+                    f'SELECT pg_column_compression({column}) FROM "{schema}".stroma_{table}'
+                )
+                assert found == method, f"{table}.{column} is compressed by {found}"
 
 
 class TestWithoutRights:

@@ -48,6 +48,22 @@ class TestPlugin:
         )
         assert done.stdout.strip() == "[]"
 
+    def test_no_driver_is_imported_until_a_store_of_this_name_is_opened(self) -> None:
+        """Not by a program that has the package and keeps its runs elsewhere."""
+        program = (
+            "import sys, stroma, stroma_postgres\n"
+            "from stroma.config import open_store\n"
+            "stroma.StromaRunner.quick(store='memory')\n"
+            "open_store('memory')\n"
+            "print('asyncpg' in sys.modules)\n"
+            "open_store('postgresql://localhost/app')\n"
+            "print('asyncpg' in sys.modules)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["False", "True"]
+
     def test_it_offers_a_name_and_two_schemes(self) -> None:
         registry = StoreRegistry()
         stroma_register_stores(registry)

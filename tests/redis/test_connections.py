@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from stroma.records import ClaimQuery, RunQuery
 from stroma_redis import RedisStore, SyncRedisStore
 from tests.core.stores.support import Note, commit, in_child, record, request
 from tests.redis.support import local_cluster, opened
-from tests.servers.process import ServerProcess, find_program
+from tests.servers.certificates import make_certificate
+from tests.servers.process import ServerProcess, find_program, missing
 from tests.servers.redis import KINDS, Address, Kind, local_server
 
 pytestmark = pytest.mark.server
@@ -225,6 +225,22 @@ class TestAccess:
             sync_store.health()
             sync_store.close()
 
+    async def test_a_ready_client_lends_its_socket_and_password(
+        self, guarded: ServerProcess, tmp_path: Path
+    ) -> None:
+        """To the connections of other event loops, such as the one that renews leases."""
+        socket = str(tmp_path / "server.sock")
+        for client in (
+            redis.asyncio.Redis(unix_socket_path=socket, password=PASSWORD),
+            redis.asyncio.Redis(port=guarded.port, username="stroma", password=PASSWORD),
+        ):
+            store = RedisStore(client)
+            await store.open_run(request())
+            renewal = store.renew([("run", "alice")], 60_000)
+            assert await asyncio.to_thread(asyncio.run, renewal) == [True]
+            await store.aclose()
+            await client.aclose()
+
     async def test_a_wrong_password_is_not_repeated(self, guarded: ServerProcess) -> None:
         for url in (
             f"redis://127.0.0.1:{guarded.port}",
@@ -268,8 +284,8 @@ NEEDED = (
 
 
 class TestTls:
-    @pytest.fixture
-    def secure(self, tmp_path: Path) -> Iterator[ServerProcess]:
+    @pytest.fixture(params=KINDS, ids=[kind.program for kind in KINDS])
+    def secure(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
         """A server that speaks TLS only, and wants the client's certificate."""
         make_certificate(tmp_path)
         files = [
@@ -277,8 +293,9 @@ class TestTls:
             *("--tls-key-file", str(tmp_path / "key.pem")),
             *("--tls-ca-cert-file", str(tmp_path / "cert.pem")),
         ]
-        program = find_program("redis-server")
-        assert program is not None
+        program = find_program(request.param.program)
+        if program is None:
+            missing(request.param.name, f"install {request.param.program}")
 
         def command(folder: Path, port: int) -> list[str]:
             return [program, "--port", "0", "--tls-port", str(port), "--dir", str(folder), *files]
@@ -321,19 +338,6 @@ class TestTls:
         async with opened(f"rediss://localhost:{secure.port}") as store:
             with pytest.raises(StoreUnavailable, match="certificate"):
                 await store.health()
-
-
-def make_certificate(folder: Path) -> None:
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
 
 
 class TestTroubles:

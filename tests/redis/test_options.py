@@ -119,3 +119,19 @@ def test_the_plugin_imports_no_driver() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_driver_is_imported_until_a_store_of_this_name_is_opened() -> None:
+    """Not by a program that has the package and keeps its runs elsewhere."""
+    code = (
+        "import sys, stroma, stroma_redis\n"
+        "from stroma.config import open_store\n"
+        "def seen(): return [m for m in sys.modules if m.split('.')[0] in ('redis', 'hiredis')]\n"
+        "stroma.StromaRunner.quick(store='memory')\n"
+        "open_store('memory')\n"
+        "print(seen())\n"
+        "open_store('redis://localhost')\n"
+        "print('redis' in seen())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "True"]

@@ -1,0 +1,150 @@
+"""How a server lets a store in: TLS, passwords, Unix sockets, and what is said when it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from stroma.errors import StoreUnavailable, StoreUnusable
+from stroma_postgres import PostgresStore
+from tests.core.stores.support import Note
+from tests.postgres.conftest import run_sql_now
+from tests.servers.certificates import make_certificate
+from tests.servers.postgres import OLDER, SYSTEM_USER, address_of, local_server
+from tests.servers.process import ServerProcess
+
+pytestmark = pytest.mark.server
+
+PASSWORD = "p@ss/w:rd#%"
+QUOTED = "p%40ss%2Fw%3Ard%23%25"
+
+RULES = """
+local   all postgres              trust
+host    all postgres 127.0.0.1/32 trust
+hostssl all app      127.0.0.1/32 scram-sha-256 clientcert=verify-ca
+"""
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[Path]:
+    """A certificate, its key and rules, which the server may read."""
+    folder = Path(tempfile.mkdtemp(prefix="stroma-tls-"))
+    folder.chmod(0o755)
+    make_certificate(folder)
+    (folder / "rules.conf").write_text(RULES)
+    (folder / "key.pem").chmod(0o600)
+    if os.geteuid() == 0:
+        shutil.chown(folder / "key.pem", SYSTEM_USER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def guarded(files: Path) -> Iterator[ServerProcess]:
+    """A server that the role "app" reaches by TLS only, with a certificate and a password."""
+    process = local_server(
+        OLDER,
+        "ssl=on",
+        f"ssl_cert_file={files / 'cert.pem'}",
+        f"ssl_key_file={files / 'key.pem'}",
+        f"ssl_ca_file={files / 'cert.pem'}",
+        f"hba_file={files / 'rules.conf'}",
+    )
+    run_sql_now(
+        address_of(process),
+        f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'; GRANT CREATE ON DATABASE postgres TO app",
+    )
+    yield process
+    process.remove()
+
+
+def url_of(server: ServerProcess, files: Path, secret: str = f":{QUOTED}") -> str:
+    tls = "&".join(
+        (
+            "sslmode=verify-full",
+            f"sslrootcert={files / 'cert.pem'}",
+            f"sslcert={files / 'cert.pem'}",
+            f"sslkey={files / 'key.pem'}",
+        )
+    )
+    return f"postgresql://app{secret}@localhost:{server.port}/postgres?{tls}"
+
+
+async def uses(store: PostgresStore) -> None:
+    """Write and read something, and close the store."""
+    try:
+        await store.save("run", "node", Note(text="x"))
+        assert await store.load_typed("run", "node", Note) == Note(text="x")
+    finally:
+        await store.aclose()
+
+
+async def refusal(store: PostgresStore) -> StoreUnusable | StoreUnavailable:
+    with pytest.raises((StoreUnusable, StoreUnavailable)) as refused:
+        await uses(store)
+    said = f"{refused.value!r} {refused.value.__cause__!r}"
+    assert PASSWORD not in said
+    assert QUOTED not in said
+    return refused.value
+
+
+class TestTls:
+    async def test_certificates_on_both_sides_and_a_password(
+        self, guarded: ServerProcess, files: Path
+    ) -> None:
+        store = PostgresStore(url_of(guarded, files), schema="by_url")
+        assert QUOTED not in repr(store)
+        await store.save("run", "node", Note())
+        admin = await asyncpg.connect(address_of(guarded).dsn)
+        encrypted = await admin.fetch(
+            "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'app'"
+        )
+        await admin.close()
+        assert {row["ssl"] for row in encrypted} == {True}
+        await uses(store)
+
+    async def test_a_password_that_a_function_returns(
+        self, guarded: ServerProcess, files: Path
+    ) -> None:
+        options = {"password": lambda: PASSWORD}
+        dsn = url_of(guarded, files, secret="")
+        await uses(PostgresStore(dsn, schema="by_function", connect_options=options))
+
+    async def test_a_server_that_is_not_the_one_in_the_url(
+        self, guarded: ServerProcess, files: Path
+    ) -> None:
+        dsn = url_of(guarded, files).replace("@localhost", "@127.0.0.1")
+        refused = await refusal(PostgresStore(dsn))
+        assert isinstance(refused, StoreUnusable)
+        assert "certificate" in str(refused)
+
+    async def test_a_wrong_password_is_not_repeated(
+        self, guarded: ServerProcess, files: Path
+    ) -> None:
+        refused = await refusal(PostgresStore(url_of(guarded, files, secret=f":{QUOTED}x")))
+        assert isinstance(refused, StoreUnusable)
+        assert "look at the password" in str(refused)
+
+    async def test_a_connection_without_tls_is_refused_by_the_server(
+        self, guarded: ServerProcess, files: Path
+    ) -> None:
+        plain = url_of(guarded, files).partition("?")[0] + "?sslmode=disable"
+        refused = await refusal(PostgresStore(plain))
+        assert isinstance(refused, StoreUnusable)
+        assert "pg_hba.conf" in str(refused)
+
+
+class TestSockets:
+    async def test_a_unix_socket(self, guarded: ServerProcess) -> None:
+        where = f"host={guarded.folder}&port={guarded.port}"
+        await uses(PostgresStore(f"postgresql://postgres@/postgres?{where}", schema="by_socket"))
+
+    async def test_a_socket_that_is_not_there(self, tmp_path: Path) -> None:
+        refused = await refusal(PostgresStore(f"postgresql://postgres@/postgres?host={tmp_path}"))
+        assert isinstance(refused, StoreUnavailable)

@@ -45,13 +45,18 @@ class Wanted(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is the same for every run of one plan under one configuration."""
+    """What is the same for every run of one plan under one configuration.
+
+    Attributes:
+        by_hooks: the same with some of the hooks only, as runs have asked for it.
+    """
 
     config: RunConfig
     plan: Plan
     settings: JournalSettings
     around: Surroundings
     pricers: tuple[Pricer, ...]
+    by_hooks: dict[HookSet, Prepared]
 
 
 def prepare(
@@ -103,7 +108,7 @@ def _surround(plan: Plan, config: RunConfig, context: MutableMapping[str, object
         config.model_fallbacks,
     )
     pricers = (*config.pricers, *plugins.active_pricers(disabled), BUILT_IN_PRICES)
-    return Prepared(config, plan, settings, surroundings, pricers)
+    return Prepared(config, plan, settings, surroundings, pricers, {})
 
 
 def _apply_node_options(plan: Plan, config: RunConfig, registry: ContractRegistry) -> None:
@@ -170,10 +175,13 @@ def _told(
 
 def _listened_to(prepared: Prepared, run_id: str) -> Prepared:
     """Return what a run shares with others, with the hooks that take part in this start."""
-    around = prepared.around
-    hooks = around.hooks.active()
-    if hooks is not around.hooks:
-        prepared = prepared._replace(around=around._replace(hooks=hooks))
+    hooks = prepared.around.hooks.active()
+    if hooks is not prepared.around.hooks:
+        chosen = prepared.by_hooks.get(hooks)
+        if chosen is None:
+            around = prepared.around._replace(hooks=hooks)
+            chosen = prepared.by_hooks[hooks] = prepared._replace(around=around)
+        prepared = chosen
     if hooks.has_trace_parents:
         settings = prepared.settings._replace(trace_parent=partial(hooks.trace_parent, run_id))
         prepared = prepared._replace(settings=settings)
@@ -186,7 +194,7 @@ async def _start(
     wanted: Wanted,
     initial_state: BaseModel | Mapping[str, object] | None,
 ) -> ExecutionResult:
-    config, plan, settings, around, _ = prepared
+    config, plan, settings, around, *_ = prepared
     run_id = wanted.run_id
     trace = ExecutionTrace(run_id, config.trace)
     try:

@@ -127,8 +127,12 @@ class HookSet:
     def __init__(self, hooks: Iterable[NodeHooks]) -> None:
         self._groups = tuple(hooks)
         self._reported: set[tuple[str, str]] = set()
-        self._gates = [(g.name, g.is_active) for g in self._groups if g.is_active is not None]
-        self._chosen: dict[tuple[bool, ...], HookSet] = {}
+        self._gates = [
+            (1 << number, group.name, group.is_active)
+            for number, group in enumerate(self._groups)
+            if group.is_active is not None
+        ]
+        self._chosen: dict[int, HookSet] = {}
         self._collect(self._groups)
 
     def _collect(self, groups: Iterable[NodeHooks]) -> None:
@@ -151,24 +155,28 @@ class HookSet:
         """Return those that take part in a run that starts now."""
         if not self._gates:
             return self
-        answers = tuple([self._is_active(*gate) for gate in self._gates])
+        answers = 0  # a bit for each; runs that nobody watches pay for this, and for no more
+        for bit, name, ask in self._gates:
+            try:
+                if ask():
+                    answers |= bit
+            except Exception as exc:
+                self._report(name, "is_active", exc)
         chosen = self._chosen.get(answers)
         if chosen is None:
             chosen = self._chosen[answers] = self._choose(answers)
         return chosen
 
-    def _is_active(self, name: str, ask: Callable[[], bool]) -> bool:
-        try:
-            return bool(ask())
-        except Exception as exc:
-            self._report(name, "is_active", exc)
-            return False
-
-    def _choose(self, answers: Iterable[bool]) -> HookSet:
-        left = iter(answers)
+    def _choose(self, answers: int) -> HookSet:
         chosen = HookSet(())
         chosen._reported = self._reported
-        chosen._collect([g for g in self._groups if g.is_active is None or next(left)])
+        chosen._collect(
+            [
+                group
+                for number, group in enumerate(self._groups)
+                if group.is_active is None or answers & 1 << number
+            ]
+        )
         return chosen
 
     def listens(self, event: str) -> bool:

@@ -205,11 +205,21 @@ BEGIN, END = "<!-- measured by benchmarks/ratios.py -->", "<!-- end of what is m
 
 
 async def measure(rounds: int) -> list[Row]:
+    from benchmarks.otel import unobserved
     from benchmarks.servers import postgres_rows, redis_rows
 
     rows: list[Row] = []
     print(HEAD)
-    for benchmark in (memory, sqlite, redis_rows, postgres_rows, growth, memory_kept, imports):
+    for benchmark in (
+        memory,
+        sqlite,
+        redis_rows,
+        postgres_rows,
+        growth,
+        memory_kept,
+        unobserved,
+        imports,
+    ):
         found = await benchmark(rounds)
         for row in [found] if isinstance(found, Row) else found:
             rows.append(row)

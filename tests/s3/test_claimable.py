@@ -6,16 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from pydantic import BaseModel
 
-import stroma
 from stroma.records import ClaimQuery, RunStatus, RunUpdate
 from stroma_s3 import S3Store, _claimable
 from tests.s3.support import DONE, Held, commit, counted, keys_in, record, request
 from tests.servers.s3 import S3Server
 
 Make = Callable[..., S3Store]
-Marks = Callable[[], list[tuple[str, int]]]
 SHORT = 0.3
 SUBMITTED = RunUpdate(status=RunStatus.PENDING, release=True)
 FAILED = RunUpdate(status=RunStatus.FAILED, release=True)
@@ -36,7 +33,7 @@ async def lapse() -> None:
 
 
 @pytest.fixture
-def marks(server: S3Server, bucket: str) -> Marks:
+def marks(server: S3Server, bucket: str) -> Callable[[], list[tuple[str, int]]]:
     """Tells of which runs there are markers, and for which places in their logs."""
 
     def found() -> list[tuple[str, int]]:
@@ -46,38 +43,7 @@ def marks(server: S3Server, bucket: str) -> Marks:
     return found
 
 
-class Text(BaseModel):
-    text: str
-
-
-@stroma.node
-async def longer(state: Text) -> Text:
-    return Text(text=state.text + "+")
-
-
-class TestWorkers:
-    """What is listed is what workers take up."""
-
-    async def test_submitted_runs_and_those_of_dead_workers_are_brought_to_their_end(
-        self, make: Make
-    ) -> None:
-        pipeline = stroma.Pipeline("p", [longer])
-        store = make()
-        for name in ("one", "two"):
-            await pipeline.submit(
-                Text(text=name), run_id=name, runner=stroma.StromaRunner.quick(store=store)
-            )
-        dead = request("one", "dead", lease_seconds=SHORT, must_exist=True)
-        assert await store.open_run(dead) is not None
-        await lapse()
-        done = await stroma.recover(pipeline, store=make(), concurrency=1)
-        assert [result.run_id for result in done.results] == ["one", "two"]
-        assert [result.final_state for result in done.results] == [
-            Text(text="one+"),
-            Text(text="two+"),
-        ]
-        await store.aclose()
-        assert await ids_of(make()) == []
+Marks = Callable[[], list[tuple[str, int]]]
 
 
 class TestPrice:

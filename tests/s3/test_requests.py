@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 import stroma
-from stroma.records import RunQuery
+from stroma.records import RunQuery, RunStatus, RunUpdate
 from stroma.testing import TcpProxy
 from stroma_s3 import S3Store
 from tests.s3.support import DONE, commit, counted, headers_of, record, request
@@ -54,9 +54,10 @@ async def test_a_clean_run_of_n_nodes_takes_n_plus_1_requests_and_its_marker(
 async def test_submitting_a_run_takes_four_and_a_removal(store: S3Store) -> None:
     """Two markers, as the second one tells others that the run can be claimed at once."""
     await store.setup()
-    runner = stroma.StromaRunner.quick(store=store)
     with counted(store) as sent:
-        await runner.submit(stroma.Pipeline("p", nodes(2)), Text(text="x"), run_id="run")
+        await store.open_run(request())
+        submitted = RunUpdate(status=RunStatus.PENDING, release=True)
+        assert await store.commit_many([commit(update=submitted)]) == [None]
         await store.aclose()
     assert [line.split()[0] for line in sent] == ["PUT"] * 4 + ["DELETE"]
 

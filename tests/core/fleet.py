@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from tests.core.helpers import stored_run
 
 APP = '''
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -64,6 +66,7 @@ version = os.environ["FLEET_VERSION"]
 steps = {"1": "abc", "2": "abcd", "3": "xyz"}[version]
 runner = stroma.StromaRunner.quick(
     store=os.environ["FLEET_STORE"],
+    store_options=json.loads(os.environ["FLEET_OPTIONS"]),
     lease_seconds=float(os.environ["FLEET_LEASE"]),
     hooks=stroma.NodeHooks(on_node_success=saved),
 )
@@ -84,16 +87,21 @@ class Fleet:
         folder: where the application, its log of calls and the workers' logs are.
         store: URL of the store.
         lease_seconds: of the runs.
+        **options: of the store.
     """
 
-    def __init__(self, folder: Path, store: str, *, lease_seconds: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, store: str, *, lease_seconds: float = 1.0, **options: object
+    ) -> None:
         self.folder = folder
         self.url = store
+        self.options = options
         self.workers: list[subprocess.Popen[bytes]] = []
         self._started = 0
         self.environment = {
             **os.environ,
             "FLEET_STORE": store,
+            "FLEET_OPTIONS": json.dumps(options),
             "FLEET_LEASE": str(lease_seconds),
             "FLEET_VERSION": "1",
         }
@@ -162,7 +170,7 @@ class Fleet:
 
     async def all_complete(self, run_ids: list[str], *, within_seconds: float) -> None:
         """Wait until every run is complete."""
-        store: Any = open_store(self.url)
+        store: Any = open_store(self.url, self.options)
         deadline = time.monotonic() + within_seconds
         try:
             left = list(run_ids)
@@ -176,7 +184,7 @@ class Fleet:
 
     async def record(self, run_id: str) -> Any:
         """Return the record of a run."""
-        store: Any = open_store(self.url)
+        store: Any = open_store(self.url, self.options)
         try:
             return await stored_run(store, run_id)
         finally:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -39,6 +39,7 @@ PipelineOption: TypeAlias = Annotated[
     str | None, typer.Option("--pipeline", help="Only of this pipeline.")
 ]
 TagOption: TypeAlias = Annotated[str | None, typer.Option("--tag", help="Only with this tag.")]
+Outcome: TypeAlias = Literal["answered", "lost", "never_made"]
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
 
 
@@ -153,12 +154,64 @@ def submit(
 
     with _errors_reported():
         submitted = work.submit(
-            load_pipeline(pipeline), work.read_input(input), run_id=run_id, tags=tag, store=store
+            load_pipeline(pipeline),
+            work.read_json(input, "--input"),
+            run_id=run_id,
+            tags=tag,
+            store=store,
         )
         if as_json:
             _echo_json({"run_id": submitted.run_id, "status": submitted.status.value})
         else:
             typer.echo(printable(f"{submitted.run_id} {submitted.status}"))
+
+
+@app.command()
+def resolve(
+    pipeline: PipelineName,
+    run_id: RunId,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The node's place.")],
+    outcome: Annotated[
+        Outcome,
+        typer.Option(
+            help="It gave --output; or it was billed, and the answer is lost; or it was never made."
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="JSON", help="The answer; @FILE, or - for standard input."
+        ),
+    ] = None,
+    input_tokens: Annotated[int, typer.Option(min=0, help="Tokens billed as sent.")] = 0,
+    output_tokens: Annotated[int, typer.Option(min=0, help="Tokens billed as received.")] = 0,
+    model: Annotated[str, typer.Option(help="The model, for the price.")] = "",
+    cost_usd: Annotated[
+        str | None, typer.Option(help="Dollars billed, where they are known.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Which call, if several are.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what became of a call that is in doubt; a run that waits for this may go on."""
+    from stroma.cli import work
+
+    with _errors_reported():
+        said = {
+            "path": path,
+            "outcome": outcome,
+            "output": work.read_json(output, "--output"),
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "model": model,
+            "cost_usd": cost_usd,
+            "attempt": attempt,
+        }
+        work.resolve(load_pipeline(pipeline), run_id, said, store=store)
+        if as_json:
+            _echo_json({"run_id": run_id, "path": path, "outcome": outcome})
+        else:
+            typer.echo(printable(f"{run_id} {path}: {outcome}"))
 
 
 @app.command()

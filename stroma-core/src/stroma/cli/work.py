@@ -7,10 +7,10 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from stroma.checkpoint import CheckpointManager, close_store
 from stroma.cli.plain import printable
@@ -21,6 +21,7 @@ from stroma.result import Submitted
 from stroma.runner import StromaRunner
 from stroma.worker import Worker
 
+T = TypeVar("T")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -83,8 +84,8 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-def read_input(text: str | None) -> Mapping[str, object] | None:
-    """Return the input that a command was given: JSON, "@file" or "-" for the standard input.
+def read_json(text: str | None, option: str) -> Mapping[str, object] | None:
+    """Return an object that a command was given: JSON, "@file" or "-" for the standard input.
 
     Raises:
         ConfigError: it cannot be read, or is no JSON object. It does not show what it is.
@@ -94,11 +95,11 @@ def read_input(text: str | None) -> Mapping[str, object] | None:
     try:
         found: object = json.loads(_text_of(text))
     except OSError as exc:
-        raise ConfigError(f"--input: {exc.filename!r} cannot be read: {exc.strerror}") from exc
+        raise ConfigError(f"{option}: {exc.filename!r} cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
-        raise ConfigError(f"--input is no JSON: {exc}") from None
+        raise ConfigError(f"{option} is no JSON: {exc}") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"--input must be a JSON object, not {type(found).__name__}")
+        raise ConfigError(f"{option} must be a JSON object, not {type(found).__name__}")
     return found
 
 
@@ -118,17 +119,38 @@ def submit(
 ) -> Submitted:
     """Submit a run, to a store or to the pipeline's own; see `Pipeline.submit`."""
 
-    async def session() -> Submitted:
-        if store is None:
-            return await pipeline.submit(input, run_id=run_id, tags=tags)
-        opened = open_store(store)
-        try:
-            runner = _runner_on(opened, pipeline)
-            return await runner.submit(pipeline, input, run_id=run_id, tags=tags)
-        finally:
-            await close_store(opened)
+    return asyncio.run(
+        _with_runner(
+            pipeline, store, lambda runner: runner.submit(pipeline, input, run_id=run_id, tags=tags)
+        )
+    )
 
-    return asyncio.run(session())
+
+def resolve(
+    pipeline: Pipeline, run_id: str, said: Mapping[str, object], *, store: str | None
+) -> None:
+    """Say what became of a call; see `StromaRunner.resolve`, whose arguments ``said`` has."""
+    call: dict[str, Any] = dict(said)
+    asyncio.run(
+        _with_runner(pipeline, store, lambda runner: runner.resolve(pipeline, run_id, **call))
+    )
+
+
+async def _with_runner(
+    pipeline: Pipeline, store: str | None, work: Callable[[StromaRunner], Awaitable[T]]
+) -> T:
+    """Do something with a pipeline's runner, or with one like it on another store."""
+    own = pipeline.runner
+    if store is None:
+        if isinstance(own, StromaRunner):
+            return await work(own)
+        async with StromaRunner.quick() as runner:
+            return await work(runner)
+    opened = open_store(store)
+    try:
+        return await work(_runner_on(opened, pipeline))
+    finally:
+        await close_store(opened)
 
 
 def _runner_on(store: object, pipeline: Pipeline) -> StromaRunner:

@@ -11,12 +11,6 @@ from typing import TYPE_CHECKING
 
 from stroma import errors, plugins
 from stroma._version import __version__
-from stroma.checkpoint import (
-    AsyncCheckpointStore,
-    CheckpointManager,
-    CheckpointStore,
-    RecordStore,
-)
 from stroma.contracts import ContractRegistry, NodeContract
 from stroma.cost import (
     Estimate,
@@ -80,17 +74,23 @@ from stroma.nodes import fan_out, node, parallel, stroma_node
 from stroma.pipeline import Pipeline
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult, InDoubt, Submitted
-from stroma.run_config import RunConfig
-from stroma.runner import StromaRunner
 from stroma.schemas import register_models
 from stroma.scope import NodeScope, current, report_usage
-from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
 
 if TYPE_CHECKING:
     from stroma.backlog import LeftAlone
+    from stroma.checkpoint import (
+        AsyncCheckpointStore,
+        CheckpointManager,
+        CheckpointStore,
+        RecordStore,
+    )
     from stroma.hookspecs import hookimpl
     from stroma.recovery import Recovery, recover
+    from stroma.run_config import RunConfig
+    from stroma.runner import StromaRunner
+    from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
     from stroma.stores.sqlite import SQLiteStore
     from stroma.worker import Worker
 
@@ -184,13 +184,21 @@ __all__ = [
 
 
 _LAZY = {
+    "AsyncCheckpointStore": "stroma.checkpoint",
+    "AsyncInMemoryStore": "stroma.stores.memory",
+    "CheckpointManager": "stroma.checkpoint",
+    "CheckpointStore": "stroma.checkpoint",
+    "InMemoryStore": "stroma.stores.memory",
     "LeftAlone": "stroma.backlog",
+    "RecordStore": "stroma.checkpoint",
     "Recovery": "stroma.recovery",
+    "RunConfig": "stroma.run_config",
     "SQLiteStore": "stroma.stores.sqlite",
+    "StromaRunner": "stroma.runner",
     "Worker": "stroma.worker",
     "recover": "stroma.recovery",
 }
-"""What is loaded when it is used."""
+"""What is loaded when it is used: what only runs and workers need, and their stores."""
 
 
 def __getattr__(name: str) -> object:

@@ -114,7 +114,7 @@ class RunAccount:
         self.has_cut_saves = False
         self.skipped: dict[str, None] = {}
         self.ended: Stop | UnknownPrice | None = None
-        self._let_go = asyncio.Event()
+        self._let_go: asyncio.Event | None = None
         self._has_previews = trace.options.preview_bytes > 0
         self._started = self.clock.monotonic()
 
@@ -193,11 +193,14 @@ class RunAccount:
         if scope._held is not None:
             self.ledger.let_go(scope._held)
             scope._held = None
-            self._let_go.set()
-            self._let_go = asyncio.Event()
+            if self._let_go is not None:
+                self._let_go.set()
+                self._let_go = None
 
     async def until_let_go(self) -> None:
         """Wait until something that is set aside is given back."""
+        if self._let_go is None:
+            self._let_go = asyncio.Event()
         await self._let_go.wait()
 
     def save(

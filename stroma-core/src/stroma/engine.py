@@ -315,8 +315,10 @@ def _check_doubts_are_kept(plan: Plan, manager: CheckpointManager) -> None:
     Raises:
         ConfigError: names them.
     """
+    if manager.keeps_records:
+        return
     stopping = [leaf.id for leaf in plan.leaves() if leaf.settings.stops_in_doubt]
-    if stopping and not manager.keeps_records:
+    if stopping:
         raise ConfigError(
             f'{", ".join(stopping)}: on_in_doubt="stop" needs a store that keeps records, and '
             f"{type(manager.store).__name__} has only save, load and delete"
@@ -342,9 +344,10 @@ def _first_state(
     """
     if given is None:
         return None, b""
-    if not isinstance(given, BaseModel | Mapping):
+    takes = plan.takes
+    if type(given) is not takes.schema and not isinstance(given, BaseModel | Mapping):
         raise ConfigError(
             f"the initial state must be a pydantic model or a dict, not {type(given).__name__}"
         )
-    state = accept_state(plan.takes, given, plan.ids[0], "input")
-    return state, plan.takes.dump(state, is_validated=state is not given)
+    state = accept_state(takes, given, plan.ids[0], "input")
+    return state, takes.dump(state, is_validated=state is not given)

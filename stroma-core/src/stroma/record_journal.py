@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -92,7 +91,7 @@ class RecordJournal:
         self._found = found
         attempts = () if found is None else found.attempts
         self._latest_attempts = _latest_attempts(attempts)
-        self._refusals = Counter(h.path for h in attempts if h.schema_ref == VIOLATION_REF)
+        self._refusals = _refusals(attempts)
         self._made = _calls_made(attempts)
         self._new_plan: bytes | None = None
         self._pending: list[CheckpointRecord] = []
@@ -188,7 +187,7 @@ class RecordJournal:
 
     def refusals(self, path: str) -> int:
         """See `Journal.refusals`."""
-        return self._refusals[path]
+        return self._refusals.get(path, 0)
 
     def digest(self, path: str) -> str:
         """See `Journal.digest`."""
@@ -447,6 +446,15 @@ def _latest_attempts(attempts: Iterable[RecordHeader]) -> dict[str, RecordHeader
         if header.path not in latest or header.attempt > latest[header.path].attempt:
             latest[header.path] = header
     return latest
+
+
+def _refusals(attempts: Iterable[RecordHeader]) -> dict[str, int]:
+    """Return how many outputs of each place were refused."""
+    refused: dict[str, int] = {}
+    for header in attempts:
+        if header.schema_ref == VIOLATION_REF:
+            refused[header.path] = refused.get(header.path, 0) + 1
+    return refused
 
 
 def _calls_made(attempts: Iterable[RecordHeader]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import NamedTuple, TypeGuard
 
 from pydantic import BaseModel
@@ -38,7 +37,7 @@ class Violations:
         self._account = account
         self._watch = watch
         self._journal = account.journal
-        self._refused: Counter[str] = Counter()
+        self._refused: dict[str, int] = {}
 
     def refuse(self, leaf: Leaf, path: str) -> float | None:
         """Count an output that is refused in this start.
@@ -46,11 +45,11 @@ class Violations:
         Returns:
             The seconds until another one is bought, or None if none is.
         """
-        self._refused[path] += 1
+        self._refused[path] = self._refused.get(path, 0) + 1
         return 0.0 if self._may_resample(leaf, path) else None
 
     def _may_resample(self, leaf: Leaf, path: str) -> bool:
-        refused = self._journal.refusals(path) + self._refused[path]
+        refused = self._journal.refusals(path) + self._refused.get(path, 0)
         return 0 < refused <= leaf.settings.max_resamples
 
     async def repaired(

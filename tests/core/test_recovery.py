@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from stroma import (
 )
 from stroma.checkpoint import Capabilities, Durability
 from stroma.records import Commit, OpenRequest, RunUpdate
-from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored_run
+from tests.core.helpers import Calls, FakeClock, FaultyStore, Number, make_runner, stored_run
 
 
 def adding(calls: Calls, *script: object, **options: Any) -> Pipeline:
@@ -341,6 +342,40 @@ async def test_a_run_that_lost_its_store_for_a_while_waits_for_a_worker(calls: C
     assert (await stored_run(store, "1")).status is RunStatus.PENDING
     (result,) = (await recover(pipeline)).results
     assert (result.status, calls["a"], calls["b"]) == (RunStatus.RESUMED, 1, 1)
+
+
+async def test_a_run_that_is_deleted_meanwhile_is_let_go(
+    calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "stroma.worker")
+    store = InMemoryStore()
+
+    async def delete(state: Number) -> Number:
+        store.delete("1")
+        return state
+
+    pipeline = Pipeline("adding", [node(id="a")(delete), calls.node("b")])
+    await submitted(store, pipeline, "1")
+    assert await recover(pipeline, store=store) == ((), ())
+    assert "run '1' is another worker's now" in caplog.text
+    assert calls["b"] == 0
+
+
+async def test_what_nobody_has_foreseen_leaves_the_run_alone_and_the_worker_alive(
+    calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(FakeClock):
+        def now(self) -> float:
+            if calls["a"]:
+                raise ZeroDivisionError
+            return super().now()
+
+    store = InMemoryStore()
+    pipeline = adding(calls, runner=make_runner(store, clock=Broken()))
+    await submitted(store, pipeline, "1")
+    (left,) = (await recover(pipeline)).left_alone
+    assert left.reason == "ZeroDivisionError was raised"
+    assert "run '1' could not be taken up" in caplog.text
 
 
 class Unfenced(InMemoryStore):

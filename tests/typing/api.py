@@ -311,3 +311,23 @@ async def stores() -> None:
     lasting = stroma.SQLiteStore("runs.db")
     await lasting.save("run-1", "node-1", Summary(summary="x"))
     assert_type(await lasting.load_typed("run-1", "node-1", Summary), Summary | None)
+
+
+# -- workers ---------------------------------------------------------------------------------
+
+
+async def workers() -> None:
+    runner = StromaRunner.quick(store="sqlite:///runs.db")
+    pipeline = Pipeline("digest", [local], version="2", accepts=["1"], runner=runner)
+    submitted = await pipeline.submit(Document(text="x"), run_id="r", tags=["nightly"])
+    assert_type(submitted, stroma.Submitted)
+    assert_type(submitted.status, RunStatus)
+    assert_type(await runner.submit(pipeline, {"text": "x"}), stroma.Submitted)
+    done = await stroma.recover(pipeline, limit=10, concurrency=2)
+    assert_type(done.results, tuple[ExecutionResult, ...])
+    for left in done.left_alone:
+        assert_type(left.reason, str)
+    worker = stroma.Worker(pipeline, store="sqlite:///runs.db", health="127.0.0.1:8080")
+    await worker.run()
+    worker.stop()
+    worker.cancel()

@@ -45,7 +45,8 @@ async def mark(state: Text) -> Text:
 
 
 digest = stroma.Pipeline("digest", [shout, mark], version="1")
-report = stroma.Pipeline("report", [mark])
+cheap = stroma.StromaRunner.quick(store="sqlite:///own.db", tags=["cheap"])
+report = stroma.Pipeline("report", [mark], runner=cheap)
 number = 7
 """
 
@@ -122,6 +123,14 @@ def test_another_store_is_named(stroma: Callable[..., Done], folder: Path) -> No
     assert (done.code, done.out.split()[1]) == (0, "PENDING")
     assert (folder / "other.db").exists()
     assert not (folder / "runs.db").exists()
+
+
+def test_the_pipelines_runner_says_how_in_another_store_too(
+    stroma: Callable[..., Done], folder: Path
+) -> None:
+    url = f"sqlite:///{folder}/runs.db"
+    stroma("submit", "app:report", "--input", '{"text": "a"}', "--run-id", "1", "--store", url)
+    assert run_record(folder, "1").tags == ("cheap",)
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,23 @@ async def test_one_of_several_calls_in_doubt_has_to_be_named(calls: Calls, store
     assert (await stored_run(store, "r")).status is RunStatus.COMPLETED
 
 
+async def test_calls_of_a_place_are_counted_on_when_they_are_bought_again(
+    calls: Calls, store: Any
+) -> None:
+    a = calls.node("a")
+    again = calls.node("b", Died(), Died(), {"value": 1}, estimate=Estimate(input_tokens=10))
+    runner = make_runner(store)
+    with pytest.raises(Died):
+        await runner.run([a, again], Number(), run_id="r")
+    with pytest.raises(Died):
+        await runner.run([a, again], run_id="r", resume_from="a")
+    result = await runner.run([a, again], run_id="r", resume=True)
+    assert [(d.path, d.attempt) for d in result.in_doubt] == [("b", 1), ("b", 2)]
+    await runner.resolve([a, again], "r", "b", attempt=1, outcome="lost", input_tokens=3)
+    result = await runner.run([a, again], run_id="r", resume=True)
+    assert (result.tokens, [d.attempt for d in result.in_doubt]) == (13, [2])
+
+
 async def test_a_run_that_a_worker_has_cannot_be_resolved(calls: Calls, store: Any) -> None:
     refused: list[str] = []
     runner = make_runner(store)

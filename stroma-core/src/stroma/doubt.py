@@ -52,10 +52,13 @@ class CallAccount(NamedTuple):
     Attributes:
         counted: headers whose usage counts, each call once.
         in_doubt: the calls that nobody has settled or resolved.
+        made: number of the last call of each place, recorded or reserved. Epochs go on counting,
+            so that the number tells calls of one place apart.
     """
 
     counted: tuple[RecordHeader, ...]
     in_doubt: tuple[Doubt, ...]
+    made: Mapping[str, int]
 
 
 def account_of(headers: Iterable[RecordHeader]) -> CallAccount:
@@ -72,7 +75,9 @@ def account_of(headers: Iterable[RecordHeader]) -> CallAccount:
     answered = {(h.epoch, h.path, token_of(h)) for h in known if h.kind == "result"}
     counted: list[RecordHeader] = []
     in_doubt: list[Doubt] = []
+    made: dict[str, int] = {}
     for header in known:
+        made[header.path] = max(header.attempt, made.get(header.path, 0))
         place = (header.epoch, header.path, header.attempt)
         if header.kind in ("result", "resolved", "once"):
             counted.append(header)
@@ -87,7 +92,7 @@ def account_of(headers: Iterable[RecordHeader]) -> CallAccount:
         ):
             counted.append(header)
             in_doubt.append(Doubt(header, DIED))
-    return CallAccount(tuple(counted), tuple(in_doubt))
+    return CallAccount(tuple(counted), tuple(in_doubt), made)
 
 
 def _places(headers: Sequence[RecordHeader], kind: str) -> Mapping[_Place, RecordHeader]:

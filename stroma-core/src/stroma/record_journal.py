@@ -92,7 +92,7 @@ class RecordJournal:
         attempts = () if found is None else found.attempts
         self._latest_attempts = _latest_attempts(attempts)
         self._refusals = _refusals(attempts)
-        self._made = _calls_made(attempts)
+        self._made = {} if found is None else dict(found.calls.made)
         self._new_plan: bytes | None = None
         self._pending: list[CheckpointRecord] = []
         self._put_back: dict[str, None] = {}
@@ -455,11 +455,3 @@ def _refusals(attempts: Iterable[RecordHeader]) -> dict[str, int]:
         if header.schema_ref == VIOLATION_REF:
             refused[header.path] = refused.get(header.path, 0) + 1
     return refused
-
-
-def _calls_made(attempts: Iterable[RecordHeader]) -> dict[str, int]:
-    """Return the number of the last call of each place, recorded or reserved."""
-    made: dict[str, int] = {}
-    for header in attempts:
-        made[header.path] = max(header.attempt, made.get(header.path, 0))
-    return made

@@ -190,8 +190,8 @@ def _result(
         )
     if path in found.results or settled.epoch != run.epoch.number:
         raise ConfigError(
-            f"run {run.run_id!r}: {path!r} has been called again since, and that call's result "
-            'counts: say outcome="lost" for this one'
+            f"run {run.run_id!r}: {path!r} has been called again since, or is to be: that call's "
+            'result counts; say outcome="lost" for this one'
         )
     state = accept_state(step.gives, output, step.id, "output")
     payload = dump_state(step.gives, state, step.id)

@@ -133,6 +133,28 @@ def test_the_pipelines_runner_says_how_in_another_store_too(
     assert run_record(folder, "1").tags == ("cheap",)
 
 
+def test_the_store_of_the_pipelines_runner_is_closed(
+    worker: Callable[..., Process], stroma: Callable[..., Done], folder: Path
+) -> None:
+    stroma("submit", "app:report", "--input", '{"text": "a"}', "--run-id", "1")
+    assert not list(folder.glob("own.db-owners/*"))
+    process = worker("app:report")
+    process.wait_for("run '1' ended as COMPLETED")
+    assert list(folder.glob("own.db-owners/*"))
+    process.send(signal.SIGTERM)
+    assert process.end() == 0
+    assert not list(folder.glob("own.db-owners/*"))
+
+
+def test_without_a_store_nothing_is_submitted(
+    stroma: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STROMA_STORE")
+    done = stroma("submit", "app:digest", "--input", '{"text": "a"}')
+    assert done.code == 2
+    assert "no store that workers share" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -234,15 +234,16 @@ def worker(
     from stroma.worker import Worker
 
     with _errors_reported():
+        loaded = [load_pipeline(name) for name in dict.fromkeys(pipelines)]
         made = Worker(
-            *map(load_pipeline, dict.fromkeys(pipelines)),
+            *loaded,
             store=store,
             concurrency=concurrency,
             poll_seconds=poll,
             drain_seconds=drain,
             health=health,
         )
-        work(made)
+        work(made, loaded)
 
 
 def _echo_json(value: views.JsonObject) -> None:

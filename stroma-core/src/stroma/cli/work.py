@@ -18,20 +18,25 @@ from stroma.config import open_store
 from stroma.errors import ConfigError
 from stroma.pipeline import Pipeline
 from stroma.result import Submitted
-from stroma.runner import StromaRunner
+from stroma.runner import StromaRunner, configured_runner
 from stroma.worker import Worker
 
 T = TypeVar("T")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def work(worker: Worker) -> None:
-    """Run a worker until a signal asks it to stop; the second one cuts what is under way."""
+def work(worker: Worker, pipelines: Sequence[Pipeline]) -> None:
+    """Run a worker until a signal asks it to stop; the second one cuts what is under way.
+
+    Args:
+        worker: the worker.
+        pipelines: what it takes up; their runners are closed at the end.
+    """
     with _logged():
-        asyncio.run(_work(worker))
+        asyncio.run(_work(worker, pipelines))
 
 
-async def _work(worker: Worker) -> None:
+async def _work(worker: Worker, pipelines: Sequence[Pipeline]) -> None:
     was_asked = False
 
     def on_signal() -> None:
@@ -42,8 +47,13 @@ async def _work(worker: Worker) -> None:
             worker.stop()
         was_asked = True
 
-    with _signals_go_to(on_signal, asyncio.get_running_loop()):
-        await worker.run()
+    try:
+        with _signals_go_to(on_signal, asyncio.get_running_loop()):
+            await worker.run()
+    finally:
+        for pipeline in pipelines:
+            if isinstance(pipeline.runner, StromaRunner):
+                await pipeline.runner.aclose()
 
 
 @contextmanager
@@ -143,8 +153,9 @@ async def _with_runner(
     own = pipeline.runner
     if store is None:
         if isinstance(own, StromaRunner):
-            return await work(own)
-        async with StromaRunner.quick() as runner:
+            async with own:  # the process is about to end
+                return await work(own)
+        async with configured_runner() as runner:
             return await work(runner)
     opened = open_store(store)
     try:

@@ -205,16 +205,27 @@ class World:
             again = None
         started = runner.run(self.nodes(), Number(), run_id="r", resume_from=again)
         self.running = asyncio.create_task(started)
+        cancelling = asyncio.create_task(self.cancel_somewhere(self.running))
         result = None
         await asyncio.wait([self.running], timeout=20)
         assert self.running.done(), "it hangs"
         with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup, Died, StoreError):
             result = self.running.result()
+        await cancelling
         self.store.faults.clear()
         could_say = self.let_lease_end()
         if result is not None and could_say and "nothing was run" not in result.stop_reason:
             self.check(result.in_doubt, result.tokens)
         return result
+
+    async def cancel_somewhere(self, running: asyncio.Task[Any]) -> None:
+        """Cancel the run at any of its steps, and at times once more soon after that."""
+        if self.is_calm or self.random.random() < 0.7:
+            return
+        for most in (200, 5)[: self.random.choice([1, 2])]:
+            for _ in range(self.random.randrange(most)):
+                await asyncio.sleep(0)
+            running.cancel()
 
     def let_lease_end(self) -> bool:
         """Give the run up for a process that could not, and say whether it could."""

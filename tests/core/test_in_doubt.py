@@ -199,6 +199,20 @@ async def test_a_call_that_waited_for_something_cancelled_is_in_doubt(
     assert [(d.path, d.reason) for d in result.in_doubt] == [("pay", "cancelled")]
 
 
+async def test_a_node_can_say_that_nobody_answered(store: Any, calls: Calls) -> None:
+    unanswered = CallInDoubt("the request was sent, and nobody answered")
+    options: dict[str, Any] = {"estimate": Estimate(input_tokens=10)}
+    again = calls.node("a", unanswered, {"value": 1}, **options)
+    pay = calls.node("pay", unanswered, {"value": 2}, on_in_doubt="stop", **options)
+    result = await make_runner(store).run([again, pay], Number(), run_id="r")
+    assert (result.status, calls["a"], calls["pay"]) == (RunStatus.WAITING, 2, 1)
+    assert [(d.path, d.reason) for d in result.in_doubt] == [
+        ("a", "unanswered"),
+        ("pay", "unanswered"),
+    ]
+    assert result.tokens == 20
+
+
 async def test_what_a_thread_raises_after_a_cancellation_is_known(store: Any) -> None:
     inside, go_on = threading.Event(), threading.Event()
 

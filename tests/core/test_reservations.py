@@ -43,6 +43,10 @@ def ten_tokens(state: BaseModel, scope: NodeScope) -> Estimate:
     return Estimate(input_tokens=10, model="m")
 
 
+async def later(state: BaseModel, scope: NodeScope) -> Estimate:
+    return Estimate(input_tokens=10)
+
+
 async def kinds(store: Any, run_id: str) -> list[tuple[str, str, int, int]]:
     """Return kind, path, number and tokens of each record of a run."""
     found = await stored(store, run_id)
@@ -232,6 +236,7 @@ async def test_an_estimator_that_fails_stops_the_run_before_the_call(
     ("option", "told"),
     [
         ({"estimate": 7}, "'a': estimate must be a stroma.Estimate, or a function"),
+        ({"estimate": later}, "'a': estimate must be a stroma.Estimate, or a function"),
         ({"estimate": Estimate(input_tokens=-1)}, "input_tokens must be an int of 0 or more"),
         ({"on_in_doubt": "ask"}, "'a': on_in_doubt must be \"rerun\" or \"stop\", not 'ask'"),
         ({"repair": 7}, "'a': repair must be a function"),
@@ -249,8 +254,9 @@ def test_wrong_options_are_named_where_the_node_is_written(
 
 
 def test_a_wrong_estimator_of_the_run_is_named() -> None:
-    with pytest.raises(ConfigError, match="estimator must be a function"):
-        StromaRunner.quick(estimator=7)
+    for wrong in (7, later):
+        with pytest.raises(ConfigError, match="estimator must be a function"):
+            StromaRunner.quick(estimator=wrong)
     assert RunConfig().estimator is None
 
 

@@ -17,6 +17,7 @@ from stroma.contracts import accept_state, dump_state
 from stroma.cost import ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import (
     BudgetExceeded,
+    CallInDoubt,
     ContractViolation,
     RecordTooLarge,
     StoreError,
@@ -262,6 +263,8 @@ class AttemptLoop:
         Raises:
             Stopped: there is no next one.
         """
+        if isinstance(exc, CallInDoubt):
+            scope._doubt = scope._doubt or "unanswered"
         context = NodeContext(scope.run_id, scope.node_id, scope.attempt, scope.path)
         verdict = classify(exc, context, self._around.classifiers)
         delay = self._retry_delay(leaf, scope, verdict)

@@ -79,13 +79,16 @@ class BudgetExceeded(StromaError):
 
 
 class CallInDoubt(StromaError):
-    """Nobody knows what became of a call, and its node is not called again until somebody says.
+    """Nobody knows what became of a call.
+
+    A run that waits until somebody says it has this as its error. A node raises it, too, where
+    only the node can tell: its request was sent, and no answer came.
 
     Attributes:
-        path: the place.
+        path: the place; "" where a node raised it.
     """
 
-    def __init__(self, message: str, *, path: str) -> None:
+    def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -103,12 +104,18 @@ def as_estimator(value: object, node_id: str) -> Estimator | None:
     if isinstance(value, Estimate):
         usage_of(*value)
         return lambda state, scope: value
-    if value is not None and not callable(value):
+    if value is not None and not is_estimator(value):
         raise ConfigError(
             f"node {node_id!r}: estimate must be a stroma.Estimate, or a function of the state "
-            f"and the attempt that returns one, not {type(value).__name__}"
+            "and the attempt that returns one and is not async, not "
+            f"{type(value).__name__}"
         )
     return typing.cast("Estimator | None", value)
+
+
+def is_estimator(value: object) -> bool:
+    """Say whether something can be asked for an estimate: at once, and without waiting."""
+    return callable(value) and not inspect.iscoroutinefunction(value)
 
 
 def check_resamples(on_violation: object, max_resamples: object, node_id: str) -> int:

@@ -34,8 +34,8 @@ class InDoubt(NamedTuple):
         path: the node's place, such as "extract[17]".
         attempt: number of the call over all starts of the run, from 1, as far as they are
             recorded.
-        reason: what cut it: "timeout", "latency", "cancelled", or "died" when its process ended
-            and left nothing but its reservation.
+        reason: what cut it: "timeout", "latency", "cancelled"; "unanswered" when the node raised
+            `CallInDoubt`; or "died" when its process ended and left nothing but its reservation.
         charged: what the run is charged for it: its reservation where an estimator made one, or
             else what it had reported.
     """

@@ -20,7 +20,13 @@ from stroma.errors import ConfigError
 from stroma.failures import Classifier, FailureClass, FailurePolicy, PolicyMap, default_policy_map
 from stroma.hooks import EVENTS, NodeHooks
 from stroma.ids import check_id
-from stroma.node_settings import Estimator, as_policies, check_terminal, check_timeout_ms
+from stroma.node_settings import (
+    Estimator,
+    as_policies,
+    check_terminal,
+    check_timeout_ms,
+    is_estimator,
+)
 from stroma.plugins import did_you_mean
 from stroma.schemas import describe
 from stroma.trace import TraceOptions
@@ -131,8 +137,8 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_terminal(self.policy_map, "policy_map")
-        if self.estimator is not None and not callable(self.estimator):
-            raise ValueError("estimator must be a function of the state and the attempt")
+        if self.estimator is not None and not is_estimator(self.estimator):
+            raise ValueError("estimator must be a function of the state and the attempt, not async")
         return self
 
 

@@ -13,6 +13,7 @@ from stroma import (
     BudgetExceeded,
     ConfigError,
     Estimate,
+    NodeHooks,
     PriceTable,
     RunConfig,
     RunStatus,
@@ -161,6 +162,18 @@ async def test_an_item_that_waited_past_the_latency_limit_is_not_called(
     result = await runner.run([each], Items(items=[Number(value=i) for i in range(4)]))
     assert (result.status, calls["item"], result.in_doubt) == (RunStatus.PARTIAL, 1, ())
     assert "900 ms is reached" in result.stop_reason
+
+
+async def test_what_a_slow_hook_left_no_time_for_is_not_called(calls: Calls, store: Any) -> None:
+    clock = FakeClock()
+    slow = NodeHooks(on_node_start=lambda run_id, path, state: clock.advance(5))
+    a = calls.node("a", estimate=Estimate(input_tokens=5))
+    runner = make_runner(store, clock=clock, hooks=slow).with_budget(latency_ms=1000)
+    result = await runner.run([a], Number(), run_id="r")
+    assert (result.status, calls["a"], result.in_doubt) == (RunStatus.PARTIAL, 0, ())
+    assert "1000 ms is reached" in result.stop_reason
+    again = await runner.with_budget(latency_ms=60_000).run([a], Number(), run_id="r")
+    assert (again.status, again.in_doubt) == (RunStatus.COMPLETED, ())
 
 
 async def test_an_item_that_waited_uses_and_estimates_the_cheaper_model_of_by_then(

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from stroma._aio import CancelWatch, in_daemon_thread, settled
 from stroma.account import RunAccount
-from stroma.errors import ConfigError, ContractViolation, NodeTimeout
+from stroma.errors import BudgetExceeded, ConfigError, ContractViolation, NodeTimeout
 from stroma.nodes import split_output
 from stroma.plan import Leaf
 from stroma.scope import NodeScope, SharedContext
@@ -31,10 +31,17 @@ class NodeCaller:
         self._watch = watch
 
     async def call(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> object:
-        """Call the node once, within its timeout and the latency budget."""
+        """Call the node once, within its timeout and the latency budget.
+
+        Raises:
+            NodeTimeout: it takes longer than its timeout.
+            BudgetExceeded: it is cut at the latency limit, or that was reached before the call.
+        """
         if leaf.timeout_seconds is None and not self._has_deadline:
             return await self._invoke(leaf, value, scope)
         seconds, is_latency = self._time_limit(leaf)
+        if seconds <= 0:  # a slow hook or store has used it up: nothing was called
+            raise self._latency_reached()
         scope.deadline = self._clock.monotonic() + seconds
         timeout = asyncio.timeout(seconds)
         try:
@@ -45,11 +52,14 @@ class NodeCaller:
                 raise
             scope._doubt = "latency" if is_latency else "timeout"
             if is_latency:
-                active_ms = self._account.ledger.active_ms(self._account.this_start_ms)
-                raise self._account.ledger.latency_reached(active_ms) from exc
+                raise self._latency_reached() from exc
             raise NodeTimeout(
                 f"{scope.path} took longer than its timeout of {seconds * 1000:.0f} ms"
             ) from exc
+
+    def _latency_reached(self) -> BudgetExceeded:
+        ledger = self._account.ledger
+        return ledger.latency_reached(ledger.active_ms(self._account.this_start_ms))
 
     def _time_limit(self, leaf: Leaf) -> tuple[float, bool]:
         """Return the seconds that a call may take, and whether the budget sets them."""

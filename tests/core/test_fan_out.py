@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from stroma import ConfigError, InMemoryStore, RunStatus, current, fan_out, node, parallel
+from stroma import (
+    ConfigError,
+    InMemoryStore,
+    NodeHooks,
+    RunStatus,
+    current,
+    fan_out,
+    node,
+    parallel,
+)
 from stroma.ids import path_of
-from stroma.runner import NodeHooks
 from tests.core.helpers import Calls, Number, Text, make_runner, stored
 
 

@@ -234,3 +234,17 @@ async def test_what_a_long_run_keeps_does_not_grow_with_its_states() -> None:
         tracemalloc.stop()
     assert result.status is RunStatus.COMPLETED
     assert kept < 500_000
+
+
+async def test_a_run_that_completed_leaves_no_cycle(calls: Calls) -> None:
+    """Its states and its trace go with its result, and do not wait for the garbage collector."""
+    runner = StromaRunner.quick(store=InMemoryStore())
+    nodes = [calls.node("a"), calls.node("b")]
+    await runner.run(nodes, Number())
+    gc.collect()
+    gc.disable()
+    try:
+        trace = weakref.ref((await runner.run(nodes, Number())).trace)
+        assert trace() is None
+    finally:
+        gc.enable()

@@ -10,7 +10,15 @@ from pydantic import BaseModel
 
 from stroma.clock import Clock, Random
 from stroma.contracts import accept_state
-from stroma.cost import NO_USAGE, Ledger, ModelFallback, Usage, larger_usage
+from stroma.cost import (
+    NO_USAGE,
+    ExecutionBudget,
+    Ledger,
+    ModelFallback,
+    Usage,
+    larger_usage,
+    model_under,
+)
 from stroma.errors import (
     BudgetExceeded,
     ContractViolation,
@@ -24,7 +32,7 @@ from stroma.journal import Journal, Stop
 from stroma.plan import Step
 from stroma.records import RunStatus, digest_of
 from stroma.result import InDoubt
-from stroma.scope import NodeScope
+from stroma.scope import MODEL_KEY, NodeScope
 from stroma.stop_request import StopRequest
 from stroma.trace import EventKind, EventRow, ExecutionTrace
 
@@ -74,6 +82,18 @@ class Surroundings(NamedTuple):
     fallbacks: tuple[ModelFallback, ...] = ()
     stop_request: StopRequest | None = None
 
+    def model_for(self, own: str, rules: tuple[ModelFallback, ...]) -> str:
+        """Return the model that a node is told to use, or "".
+
+        Args:
+            own: the node's own, or "".
+            rules: of model fallback that hold.
+        """
+        model = own or self.context.get(MODEL_KEY) or self.context.get("model")
+        if not model and self.fallbacks:
+            model = self.fallbacks[0].model
+        return model_under(rules, model) if isinstance(model, str) else ""
+
 
 class RunAccount:
     """What one start of a run keeps track of.
@@ -122,6 +142,10 @@ class RunAccount:
     def this_start_ms(self) -> float:
         """Active time of this start, in milliseconds."""
         return (self.clock.monotonic() - self._started) * 1000
+
+    def budget_left(self) -> ExecutionBudget:
+        """Return what is left of each limit."""
+        return self.ledger.left(self.this_start_ms)
 
     def check_stop_request(self) -> None:
         """Begin nothing when the worker was asked to stop.

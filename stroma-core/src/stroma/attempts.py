@@ -14,7 +14,7 @@ from stroma.account import RunAccount, Stopped
 from stroma.batching import SAVE_GRACE_SECONDS
 from stroma.calling import NodeCaller, count_output
 from stroma.contracts import accept_state, dump_state
-from stroma.cost import ExecutionBudget, ModelFallback, Usage, model_under
+from stroma.cost import ModelFallback, Usage
 from stroma.errors import (
     BudgetExceeded,
     CallInDoubt,
@@ -37,7 +37,7 @@ from stroma.plan import Leaf
 from stroma.records import RunStatus
 from stroma.reservations import Reservations, waiting
 from stroma.result import InDoubt
-from stroma.scope import MODEL_KEY, NodeScope, RunScope, enter_scope, leave_scope
+from stroma.scope import NodeScope, RunScope, enter_scope, leave_scope
 from stroma.telling import AttemptTeller
 from stroma.violations import Mended, Violations, is_refused_output
 
@@ -62,9 +62,9 @@ class AttemptLoop:
         self._scope = RunScope(
             account.journal.run_id,
             account.journal.epoch,
-            self._budget_left,
+            account.budget_left,
             account.ledger.priced,
-            self._model,
+            account.around.model_for,
         )
         around = account.around
         is_limited = not account.ledger.budget.is_unlimited or bool(around.fallbacks)
@@ -72,7 +72,7 @@ class AttemptLoop:
         self._has_deadline = account.ledger.budget.latency_ms is not None
         self._watch = CancelWatch()
         self._caller = NodeCaller(account, self._watch)
-        self._reservations = Reservations(account, self._before_attempt)
+        self._reservations = Reservations(account)
         self._violations = Violations(account, self._watch)
         self._teller = AttemptTeller(account.around.hooks)
         self._rules_seen: tuple[ModelFallback, ...] = ()
@@ -163,7 +163,7 @@ class AttemptLoop:
         """Reserve a call that is about to be made, and tell hooks of it."""
         try:
             if leaf.is_reserved:
-                await self._reservations.hold(leaf, value, scope)
+                await self._reservations.hold(leaf, value, scope, self._before_attempt)
             if self._hooks.any_attempt_hook:
                 await self._teller.begins(leaf, value, scope)
             if leaf.is_reserved:
@@ -173,17 +173,6 @@ class AttemptLoop:
         except BaseException:
             self._account.let_go(scope)
             raise
-
-    def _model(self, own: str, rules: tuple[ModelFallback, ...]) -> str:
-        """Return the model that a node is told to use, or ""."""
-        context, fallbacks = self._around.context, self._around.fallbacks
-        model = own or context.get(MODEL_KEY) or context.get("model")
-        if not model and fallbacks:
-            model = fallbacks[0].model
-        return model_under(rules, model) if isinstance(model, str) else ""
-
-    def _budget_left(self) -> ExecutionBudget:
-        return self._account.ledger.left(self._account.this_start_ms)
 
     async def _saved(
         self, saving: Awaitable[None], leaf: Leaf, scope: NodeScope, usage: Usage
@@ -468,7 +457,7 @@ class AttemptLoop:
 
     async def _fell_back(self, rules: tuple[ModelFallback, ...], leaf: Leaf, path: str) -> None:
         self._rules_seen = rules
-        model = self._model(leaf.settings.model, rules)
+        model = self._around.model_for(leaf.settings.model, rules)
         told = ", ".join(f"{rule.to} instead of {rule.model}" for rule in rules)
         self._account.note("fallback", leaf.id, path, 0, failure_message=told)
         details = BudgetDetails(

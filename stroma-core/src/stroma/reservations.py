@@ -17,29 +17,31 @@ from stroma.scope import NodeScope, usage_of
 
 
 class Reservations:
-    """The reservations of one start of a run.
+    """The reservations of one start of a run."""
 
-    Args:
-        account: the start's account.
-        recheck: what is asked before an attempt begins: raises `Stopped`, or returns the rules of
-            model fallback that hold.
-    """
-
-    def __init__(
-        self,
-        account: RunAccount,
-        recheck: Callable[[Leaf, str], Awaitable[tuple[ModelFallback, ...]]],
-    ) -> None:
+    def __init__(self, account: RunAccount) -> None:
         self._account = account
-        self._recheck = recheck
         self._ledger = account.ledger
         self._journal = account.journal
 
-    async def hold(self, leaf: Leaf, value: BaseModel, scope: NodeScope) -> None:
+    async def hold(
+        self,
+        leaf: Leaf,
+        value: BaseModel,
+        scope: NodeScope,
+        recheck: Callable[[Leaf, str], Awaitable[tuple[ModelFallback, ...]]],
+    ) -> None:
         """Set aside the most that an attempt may use.
 
         While calls are under way that may leave enough, it waits for them. What they used meanwhile
         counts as it does for an attempt that begins afterwards.
+
+        Args:
+            leaf: the node.
+            value: its input.
+            scope: the attempt.
+            recheck: what is asked before an attempt begins: raises `Stopped`, or returns the rules
+                of model fallback that hold.
 
         Raises:
             BudgetExceeded: it does not fit, and nothing is under way that could leave enough.
@@ -48,7 +50,7 @@ class Reservations:
         usage = self._estimated(leaf, value, scope)
         while not self._fits(usage, scope):
             await self._account.until_let_go()
-            rules = await self._recheck(leaf, scope.path)
+            rules = await recheck(leaf, scope.path)
             if rules != scope._rules:
                 scope._rules = rules
                 usage = self._estimated(leaf, value, scope)

@@ -156,6 +156,30 @@ async def test_an_output_that_is_repaired_ends_its_attempt_well_with_what_the_re
     assert (attempt.outcome, attempt.error, attempt.usage.tokens) == ("succeeded", None, 12)
 
 
+@pytest.mark.parametrize(
+    ("repaired", "outcome"), [({"value": 1}, "succeeded"), ({"value": "two"}, "failed")]
+)
+async def test_a_paid_repair_of_a_recorded_output_is_told_as_attempt_0(
+    told: Told, repaired: object, outcome: str
+) -> None:
+    def repair(raw: Any, exc: ContractViolation) -> Any:
+        report_usage(input_tokens=5)
+        return repaired
+
+    def odd(**options: Any) -> Any:
+        @node(id="a", input=Number, output=Number, **options)
+        async def work(state: Number) -> Any:
+            return {"value": "one"}, 7
+
+        return work
+
+    store = InMemoryStore()
+    await make_runner(store).run([odd()], Number(), run_id="r")
+    await make_runner(store, hooks=told.hooks).run([odd(repair=repair)], Number(), run_id="r")
+    (attempt,) = told.of("on_attempt_end")
+    assert (attempt.attempt, attempt.outcome, attempt.usage.tokens) == (0, outcome, 5)
+
+
 async def test_the_budget_stops_a_step_without_an_attempt(told: Told, calls: Calls) -> None:
     runner = make_runner(hooks=told.hooks).with_budget(tokens=5)
     await runner.run([calls.node("a", ({"value": 1}, 10)), calls.node("b")], Number())

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NoOpTracerProvider
 
-from stroma import InMemoryStore, Pipeline
+from stroma import InMemoryStore, Pipeline, recover
 from stroma_otel import otel_hooks
 from tests.core.helpers import Calls, Number, make_runner, stored
 from tests.otel.support import Seen, attributes_of, id_of, parent_of
@@ -87,6 +87,21 @@ async def test_a_submitted_run_goes_on_in_the_trace_that_it_was_submitted_in(
     request, run = seen.only("request"), seen.only("invoke_workflow digest")
     assert parent_of(run) == id_of(request)
     assert [link.context.span_id for link in run.links] == [id_of(request)]
+
+
+async def test_a_run_that_a_worker_takes_up_goes_on_in_the_trace_of_its_submission(
+    seen: Seen, calls: Calls
+) -> None:
+    store = InMemoryStore()
+    runner = make_runner(store, hooks=seen.hooks())
+    pipeline = Pipeline("digest", [calls.node("a")], runner=runner)
+    with seen.tracer.start_as_current_span("request"):
+        await pipeline.submit(Number(), run_id="r")
+    (result,) = (await recover(pipeline, store=store)).results
+    assert result.is_complete
+    assert seen.trees() == [
+        ["request", ["invoke_workflow digest", ["stroma.node a", ["stroma.attempt a"]]]]
+    ]
 
 
 async def test_no_span_is_begun_and_never_ended(calls: Calls) -> None:

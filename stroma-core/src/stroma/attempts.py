@@ -424,6 +424,7 @@ class AttemptLoop:
             found = await self._violations.recorded(leaf, scope)
         finally:
             leave_scope(token)
+            await self._teller.repaired(leaf, scope, "failed")  # if it is charged by now
         if found is None:
             return None
         self._account.skipped[leaf.id] = None
@@ -443,6 +444,8 @@ class AttemptLoop:
         if scope.attempt:  # hooks were told that it began
             scope._end = None
             await self._conclude(leaf, scope, output, usage)
+        else:
+            await self._teller.repaired(leaf, scope, "succeeded")
         return output
 
     async def _over_budget(self, exc: BudgetExceeded, leaf: Leaf, path: str) -> Stopped:

@@ -107,7 +107,8 @@ class AttemptStart(NamedTuple):
         run_id: the run.
         node_id: the node.
         path: its place, such as "extract[17]".
-        attempt: 1 for the first call of this start.
+        attempt: 1 for the first call of this start; 0 for a paid repair of an output that an
+            earlier start recorded.
         model: the model that the run suggests, or "".
     """
 
@@ -125,7 +126,8 @@ class AttemptEnd(NamedTuple):
         run_id: the run.
         node_id: the node.
         path: its place, such as "extract[17]".
-        attempt: 1 for the first call of this start.
+        attempt: 1 for the first call of this start; 0 for a paid repair of an output that an
+            earlier start recorded.
         outcome: "succeeded", also when the store does not take the result; "failed", or
             "cancelled".
         duration_ms: milliseconds that the call took, without its record.

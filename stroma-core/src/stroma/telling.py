@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from stroma.events import AttemptEnd, AttemptStart
+from stroma.cost import NO_USAGE
+from stroma.events import AttemptEnd, AttemptStart, Outcome
 from stroma.failures import FailureVerdict
 from stroma.hooks import HookSet
 from stroma.plan import Leaf
@@ -45,6 +46,14 @@ class AttemptTeller:
         if scope._is_told:
             scope._took_ms = duration_ms
             scope._end = (error, verdict, delay)
+
+    async def repaired(self, leaf: Leaf, scope: NodeScope, outcome: Outcome) -> None:
+        """Tell of the repair of an output of an earlier start, if it has been charged."""
+        if scope._used is NO_USAGE:
+            return
+        place = (scope.run_id, leaf.id, scope.path, 0)
+        await self._hooks.fire("on_attempt_start", AttemptStart(*place, scope.model))
+        await self._hooks.fire("on_attempt_end", AttemptEnd(*place, outcome, 0.0, scope._used))
 
     async def ended(self, scope: NodeScope) -> None:
         """Tell that an attempt has ended."""

@@ -167,8 +167,9 @@ def set_error(span: Span, error: BaseException, description: str = "") -> None:
 
 
 def error_type(error: BaseException | None) -> str:
-    """Return the name of an error's class, or ""."""
-    return "" if error is None else type(error).__qualname__
+    """Return the name of an error's class, or "" if there is none, or it was asked for."""
+    is_error = error is not None and not isinstance(error, StopRequested)
+    return type(error).__qualname__ if is_error else ""
 
 
 def to_trace_parent(context: SpanContext) -> str:

@@ -98,6 +98,7 @@ class Fleet:
         self.options = options
         self.workers: list[subprocess.Popen[bytes]] = []
         self._started = 0
+        self._logs: dict[int, Path] = {}
         self.environment = {
             **os.environ,
             "FLEET_STORE": store,
@@ -109,7 +110,9 @@ class Fleet:
 
     def start(self, *arguments: str, version: str = "1") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "stroma", "worker", "fleet_app:job", "--poll", "0.05"]
-        with (self.folder / "log").open("ab") as log:
+        self._started += 1
+        own = self.folder / f"log-{self._started:03}"
+        with own.open("wb") as log:
             worker = subprocess.Popen(
                 [*command, *arguments],
                 cwd=self.folder,
@@ -118,14 +121,17 @@ class Fleet:
                 stderr=log,
             )
         self.workers.append(worker)
-        self._started += 1
+        self._logs[worker.pid] = own
         return worker
 
-    async def all_ready(self) -> None:
-        """Wait until every worker that was started looks for runs."""
-        async with asyncio.timeout(60):
-            while self.log().count("the worker takes up runs of") < self._started:
-                await asyncio.sleep(0.02)
+    def until_ready(self, *workers: subprocess.Popen[bytes]) -> None:
+        """Wait until these workers look for runs: from then on they know what a signal means."""
+        deadline = time.monotonic() + 60
+        for worker in workers:
+            while "the worker takes up runs of" not in self._logs[worker.pid].read_text():
+                assert worker.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.02)
 
     def replace_killed(self, random: random.Random, *arguments: str) -> None:
         """Kill a worker, and start another one."""
@@ -137,6 +143,7 @@ class Fleet:
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:
         """Ask a worker to stop, and return its exit code."""
+        self.until_ready(worker)
         worker.send_signal(signal.SIGTERM)
         code = worker.wait(60)
         self.workers.remove(worker)
@@ -191,7 +198,7 @@ class Fleet:
             await store.aclose()
 
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        return "".join(path.read_text() for path in sorted(self.folder.glob("log-*")))
 
     def events(self) -> list[tuple[str, str, str]]:
         """Return what the calls have noted: "begin", "end" or "saved", the run, the node."""
@@ -258,7 +265,7 @@ async def rolls_out(fleet: Fleet) -> None:
         fleet.start("--concurrency", "3", version="2")
         await load("1", 5)
         await load("2", 5)
-        await fleet.all_ready()
+        await asyncio.to_thread(fleet.until_ready, *fleet.workers)
         await asyncio.sleep(0.3)
         assert await asyncio.to_thread(fleet.stop, worker) == 0
     await load("1", 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import re
@@ -161,6 +162,24 @@ def bench(session: nox.Session) -> None:
     """Measure, and print a table; not among the defaults, as it says nothing on a busy machine."""
     session.install(*PIN, *workspace())
     session.run("python", "benchmarks/ratios.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def chaos(session: nox.Session) -> None:
+    """The fault suite at full size, which takes hours; not among the defaults.
+
+    nox -s chaos -- --size full --seed 7 -k redis: the rest goes to pytest.
+    """
+    parser = argparse.ArgumentParser(prog="nox -s chaos --", add_help=False, allow_abbrev=False)
+    parser.add_argument("--size", choices=("small", "full"), default="full")
+    parser.add_argument("--seed", type=int)
+    given, others = parser.parse_known_args(session.posargs)
+    session.install(*PIN, *group("tests"), *workspace())
+    env = {"STROMA_FAULTS_SIZE": given.size}
+    if given.seed is not None:
+        env["STROMA_FAULTS_SEED"] = str(given.seed)
+    # Stdout is shown of tests that pass, too: they say what they have counted.
+    session.run("python", "-m", "pytest", "tests/faults", "-rP", *others, env=env)
 
 
 def group(name: str) -> list[str]:

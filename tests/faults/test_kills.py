@@ -17,16 +17,22 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200)]
 RESULTS = 8
 """Paid results of one run."""
 _SIDE_BY_SIDE = 4
+_BATCH = 40
 
 
 def killed_at(place: Place, where: Where, points: list[int], **changes: object) -> Excuses:
     """Have a worker die at each of these points of its run, and others bring the runs to an end."""
     jobs = [place.job(f"{where} {n}", die_at=(where, n), **changes) for n in points]
     killed: set[int] = set()
-    for start in range(0, len(jobs), _SIDE_BY_SIDE):
-        killed |= _killed(jobs[start : start + _SIDE_BY_SIDE])
-    Worker(place.job(*(job.runs[0] for job in jobs), **changes)).wait()
+    for batch in _parts(jobs, _BATCH):
+        for few in _parts(batch, _SIDE_BY_SIDE):
+            killed |= _killed(few)
+        Worker(place.job(*(job.runs[0] for job in batch), **changes)).wait()
     return Excuses(killed=killed, all_listed=bool(changes.get("reserves")))
+
+
+def _parts(jobs: list[Job], length: int) -> list[list[Job]]:
+    return [jobs[start : start + length] for start in range(0, len(jobs), length)]
 
 
 def _killed(jobs: list[Job]) -> set[int]:

@@ -17,7 +17,8 @@ import pytest
 
 import stroma
 from tests.conformance.planted.copies import ROOT, DoesNotApply
-from tests.faults.planted.defects import DEFECTS, Defect, _defect
+from tests.faults.planted.defect import Defect, planted
+from tests.faults.planted.table import DEFECTS
 
 FOLDER = Path(__file__).parent
 CORE = ROOT / "stroma-core/src/stroma"
@@ -115,7 +116,7 @@ def test_there_are_enough_of_them_with_names_of_their_own() -> None:
 
 
 def test_a_defect_that_does_not_apply_is_told(tmp_path: Path) -> None:
-    gone = _defect("gone", "nothing", "money.py::test", ("driver.py", "no such text", ""))
+    gone = planted("gone", "nothing", "money.py::test", ("driver.py", "no such text", ""))
     with pytest.raises(DoesNotApply, match="occurs 0 times, and not once: adapt the defect"):
         copy_with(gone, tmp_path)
 

@@ -20,6 +20,7 @@ from stroma import (
     InMemoryStore,
     NodeHooks,
     OutcomeUnknown,
+    Pipeline,
     PipelineChanged,
     PriceTable,
     ResumeError,
@@ -323,8 +324,18 @@ async def test_what_is_not_in_doubt_cannot_be_resolved(calls: Calls, store: Any)
     with pytest.raises(RunNotFound, match="'other' does not exist"):
         await runner.resolve(nodes, "other", "pay", outcome="lost")
     await runner.resolve(nodes, "r", "pay", outcome="lost")
-    with pytest.raises(ResumeError, match="in doubt are: none"):
+    with pytest.raises(ResumeError, match="no call of this run is"):
         await runner.resolve(nodes, "r", "pay", outcome="lost")
+
+
+async def test_a_run_of_another_pipeline_is_not_resolved(calls: Calls, store: Any) -> None:
+    pay = calls.node("pay", Died(), on_in_doubt="stop")
+    with pytest.raises(Died):
+        await make_runner(store).run(Pipeline("orders", [pay]), Number(), run_id="r")
+    runner = make_runner(store)
+    with pytest.raises(PipelineChanged, match="run 'r' is of pipeline 'orders', and not of"):
+        await runner.resolve(Pipeline("refunds", [pay]), "r", "pay", outcome="lost")
+    await runner.resolve([pay], "r", "pay", outcome="lost")  # nodes alone claim no name
 
 
 async def test_a_wrong_answer_is_refused_and_the_run_stays_as_it_was(
@@ -335,7 +346,7 @@ async def test_a_wrong_answer_is_refused_and_the_run_stays_as_it_was(
     await runner.run(nodes, run_id="r", resume=True)
     with pytest.raises(ContractViolation, match="value"):
         await runner.resolve(nodes, "r", "pay", outcome="answered", output={"value": "x"})
-    with pytest.raises(ConfigError, match="an output goes with"):
+    with pytest.raises(ConfigError, match="needs the output"):
         await runner.resolve(nodes, "r", "pay", outcome="answered")
     with pytest.raises(ConfigError, match="an output goes with"):
         await runner.resolve(nodes, "r", "pay", outcome="lost", output={"value": 1})

@@ -242,6 +242,7 @@ async def test_an_estimator_that_fails_stops_the_run_before_the_call(
     result = await make_runner(store, estimator=estimator).run([calls.node("a")], Number())
     assert (result.status, calls["a"]) == (RunStatus.FAILED, 0)
     assert "the estimator failed for 'a'" in result.stop_reason
+    assert ("ValueError: no idea" in result.stop_reason) == isinstance(answer, Exception)
     assert isinstance(result.error, ConfigError)
 
 
@@ -268,7 +269,7 @@ def test_wrong_options_are_named_where_the_node_is_written(
 
 def test_a_wrong_estimator_of_the_run_is_named() -> None:
     for wrong in (7, later):
-        with pytest.raises(ConfigError, match="estimator must be a function"):
+        with pytest.raises(ConfigError, match="estimator: must be a function"):
             StromaRunner.quick(estimator=wrong)
     assert RunConfig().estimator is None
 

@@ -13,6 +13,7 @@ from stroma import (
     InMemoryStore,
     OutcomeUnknown,
     Pipeline,
+    PipelineChanged,
     RunInputMismatch,
     RunStatus,
     SQLiteStore,
@@ -66,6 +67,18 @@ async def test_another_input_is_refused_and_the_run_waits_as_before(
         await runner.submit(pipeline, Number(value=2), run_id="job")
     run = await stored_run(store, "job")
     assert (run.status, run.owner) == (RunStatus.PENDING, "")
+
+
+async def test_a_run_of_another_pipeline_is_refused_as_no_worker_would_find_it(
+    store: Any, calls: Calls
+) -> None:
+    runner, other = make_runner(store), Pipeline("other", [calls.node("a")])
+    await runner.run(other, Number(value=1), run_id="named")
+    await runner.run(other.nodes, Number(value=1), run_id="unnamed")
+    for run_id, was in (("named", "of pipeline 'other'"), ("unnamed", "of a list of nodes")):
+        with pytest.raises(PipelineChanged, match=f"run '{run_id}' is {was}.*not of .*'adding'"):
+            await runner.submit(adding(calls), Number(value=1), run_id=run_id)
+        assert (await stored_run(store, run_id)).status is RunStatus.COMPLETED
 
 
 async def test_a_run_that_has_stopped_waits_again(store: Any, calls: Calls) -> None:

@@ -98,7 +98,8 @@ def not_found(request: RunRequest) -> Exception:
     """Return the error for a run that does not exist."""
     if not (request.resume or request.resume_from):
         return ConfigError(
-            f"run {request.run_id!r} does not exist, and there is no initial state to start it with"
+            f"run {request.run_id!r} does not exist, and there is no initial state to start it "
+            "with: give its input, or the run_id of a run that exists"
         )
     return RunNotFound(
         f"run {request.run_id!r} does not exist in this store: it was never started, or it has "

@@ -387,9 +387,10 @@ class Ledger:
         ):
             return
         model = f"model {unpriced!r}" if unpriced else "tokens without a model name"
+        how = "Add a pricer (with_pricers)" if unpriced else "Give the model beside the tokens"
         raise UnknownPrice(
             f"a budget of ${self.budget.cost_usd} cannot be kept: nobody can price {model}. "
-            "Add a pricer (with_pricers), or set on_unknown_price to a Price or 'tokens_only'; "
+            f"{how}, or set on_unknown_price to a Price or 'tokens_only'; "
             "then start the run again: what is recorded is not bought again"
         )
 

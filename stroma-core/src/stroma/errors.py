@@ -118,7 +118,7 @@ class RunInputMismatch(ResumeError):
 
 
 class PipelineChanged(ResumeError):
-    """The recorded nodes are not the first nodes of this pipeline, in this order."""
+    """The run is of another pipeline, or its recorded nodes are not the first ones of this."""
 
 
 class CheckpointNotFound(ResumeError):

@@ -10,7 +10,7 @@ from stroma._aio import finish, uncut_within
 from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, continue_run, not_found
-from stroma.errors import OutcomeUnknown, ResumeError
+from stroma.errors import OutcomeUnknown, PipelineChanged, ResumeError
 from stroma.journal import CANCELLED, JournalSettings, warn_once
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.plan import Plan
@@ -92,6 +92,21 @@ def _check_waiting(opened: OpenedRun, plan: Plan, accepts: Callable[[str], bool]
         raise NotWaiting(run.run_id)
     if not accepts(run.version):
         raise not_accepted(run, plan.version)
+
+
+def check_name(run: RunRecord, plan: Plan) -> None:
+    """Refuse a run that is of another pipeline.
+
+    Raises:
+        PipelineChanged: says of which.
+    """
+    if run.pipeline == plan.name:
+        return
+    was = f"of pipeline {run.pipeline!r}" if run.pipeline else "of a list of nodes, without a name"
+    raise PipelineChanged(
+        f"run {run.run_id!r} is {was}, and not of pipeline {plan.name!r}: go on with what it was "
+        "started with, or use another run_id"
+    )
 
 
 def not_accepted(run: RunRecord, *versions: str) -> ResumeError:

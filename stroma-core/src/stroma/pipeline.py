@@ -121,6 +121,7 @@ class Pipeline:
             ConfigError: wrong use, no store is configured, or it keeps no records of runs.
             ContractViolation: the input does not fit the first node.
             RunInputMismatch: the id is in use for another input.
+            PipelineChanged: the id is in use for another pipeline.
             StoreError: the store cannot be reached; ask again with the same id.
         """
         chosen = runner or self.runner

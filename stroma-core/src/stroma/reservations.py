@@ -92,7 +92,10 @@ class Reservations:
             model = model_under(scope._rules, found.model) if found.model else scope.model
             usage = usage_of(found.input_tokens, found.output_tokens, model, found.cost_usd)
         except Exception as exc:
-            error = ConfigError(f"the estimator failed for {scope.path!r}: {error_text(exc)}")
+            said = error_text(exc)
+            if not isinstance(exc, ConfigError):
+                said = f"{type(exc).__name__}: {said}"
+            error = ConfigError(f"the estimator failed for {scope.path!r}: {said}")
             error.__cause__ = exc
             raise Stopped(RunStatus.FAILED, f"nothing was called: {error}", error) from exc
         return self._ledger.priced(usage) if usage.cost_usd is None else usage

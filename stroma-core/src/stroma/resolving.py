@@ -10,13 +10,20 @@ from pydantic import BaseModel
 
 from stroma.batching import ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
-from stroma.continuation import Continuation, RunRequest, continue_run, not_found
+from stroma.continuation import Continuation, RunRequest, continue_run
 from stroma.contracts import accept_state, dump_state
 from stroma.cost import NO_USAGE, Ledger, Usage
 from stroma.doubt import RESOLUTION_REF, Doubt, account_of
-from stroma.errors import ConfigError, PipelineChanged, ResumeError, StaleOwner, StoreError
+from stroma.errors import (
+    ConfigError,
+    PipelineChanged,
+    ResumeError,
+    RunNotFound,
+    StaleOwner,
+    StoreError,
+)
 from stroma.journal import JournalSettings, persist
-from stroma.opening import claim_run, give_back
+from stroma.opening import check_name, claim_run, give_back
 from stroma.ownership import Claim, new_claim
 from stroma.plan import Leaf, Plan
 from stroma.records import (
@@ -61,8 +68,12 @@ class Resolution(NamedTuple):
             raise ConfigError(
                 f"outcome must be one of {', '.join(map(repr, OUTCOMES))}, not {self.outcome!r}"
             )
-        if (self.output is not None) != (self.outcome == "answered"):
-            raise ConfigError('an output goes with outcome="answered", and with no other')
+        if self.outcome == "answered" and self.output is None:
+            raise ConfigError('outcome="answered" needs the output that the call gave')
+        if self.outcome != "answered" and self.output is not None:
+            raise ConfigError(
+                f'an output goes with outcome="answered", and not with "{self.outcome}"'
+            )
         is_billed = self.usage.tokens > 0 or bool(self.usage.cost_usd)
         if is_billed and self.outcome == "never_made":
             raise ConfigError('a call that was billed was made: say outcome="lost" or "answered"')
@@ -96,8 +107,13 @@ async def resolve_call(
     request = RunRequest(run_id, True, None, resume=True)
     opened = await claim_run(manager, claim, None, reopen=True, is_ours=False)
     if opened is None:
-        raise not_found(request)
+        raise RunNotFound(
+            f"run {run_id!r} does not exist in this store: it was never started, or it has expired "
+            "or was deleted; say the run_id and the store that it was started with"
+        )
     try:
+        if plan.name and opened.run.pipeline:
+            check_name(opened.run, plan)
         found = continue_run(opened, plan, request)
         doubt = _asked_for(run_id, found.calls.in_doubt, said)
         commit = _commit(opened, found, plan, claim, doubt, said, settings, ledger)
@@ -120,9 +136,8 @@ def _asked_for(run_id: str, in_doubt: Sequence[Doubt], said: Resolution) -> Doub
         )
     there = [f"{doubt.header.path!r} (call {doubt.header.attempt})" for doubt in in_doubt]
     call = said.path if said.attempt is None else f"{said.path}, call {said.attempt}"
-    raise ResumeError(
-        f"run {run_id!r}: {call!r} is not in doubt; in doubt are: {', '.join(there) or 'none'}"
-    )
+    others = f"in doubt are: {', '.join(there)}" if there else "no call of this run is"
+    raise ResumeError(f"run {run_id!r}: {call!r} is not in doubt; {others}")
 
 
 def _commit(

@@ -78,6 +78,12 @@ def _hooks(value: object) -> object:
     return tuple(found)
 
 
+def _estimator(value: object) -> object:
+    if value is not None and not is_estimator(value):
+        raise ValueError("must be a function of the state and the attempt, and not async")
+    return value
+
+
 class RunConfig(BaseModel):
     """What holds for a run. It cannot be changed: a run under way keeps what it began with.
 
@@ -125,7 +131,7 @@ class RunConfig(BaseModel):
     model_fallbacks: tuple[ModelFallback, ...] = ()
     pricers: Annotated[tuple[SkipValidation[Pricer], ...], BeforeValidator(_callables)] = ()
     on_unknown_price: OnUnknownPrice = "error"
-    estimator: SkipValidation[Estimator | None] = None
+    estimator: Annotated[SkipValidation[Estimator | None], BeforeValidator(_estimator)] = None
     save_policy: FailurePolicy = Field(default_factory=default_save_policy)
     trace: TraceOptions = Field(default_factory=TraceOptions)
     tags: tuple[str, ...] = ()
@@ -137,8 +143,6 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_terminal(self.policy_map, "policy_map")
-        if self.estimator is not None and not is_estimator(self.estimator):
-            raise ValueError("estimator must be a function of the state and the attempt, not async")
         return self
 
 

@@ -361,6 +361,7 @@ class StromaRunner:
             ConfigError: wrong use, or a store that keeps no records of runs.
             ContractViolation: the input does not fit the first node.
             RunInputMismatch: the id is in use for another input.
+            PipelineChanged: the id is in use for another pipeline.
             StoreError: the store cannot be reached; ask again with the same id.
         """
         if not isinstance(pipeline, Pipeline):

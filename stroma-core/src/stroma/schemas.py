@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
+from pydantic_core import ErrorDetails, to_json
 
 from stroma.errors import StateNotStorable, UnknownSchema
 from stroma.forms import canonical_form, fingerprint, form_json, is_exact
@@ -143,7 +143,8 @@ class StateCodec(Generic[M]):
             problems = describe(exc)
             names = [problem.split(":", 1)[0] for problem in problems]
             raise StateNotStorable(
-                f"{self.ref} does not come back from JSON: {'; '.join(problems)}", fields=names
+                f"{self.ref} does not come back from JSON: {'; '.join(problems)}{_hint(exc)}",
+                fields=names,
             ) from exc
         if not differ(again, state):
             return
@@ -155,6 +156,16 @@ class StateCodec(Generic[M]):
                 fields=names,
                 is_lossy=True,
             )
+
+
+def _hint(error: ValidationError) -> str:
+    """Say what to do about a number that came back as null."""
+    if not any(p["type"] == "float_type" and p["input"] is None for p in error.errors()):
+        return ""
+    return (
+        ". NaN and infinity are null in JSON: keep them out of the state, or let its model_config "
+        "have ser_json_inf_nan='strings'"
+    )
 
 
 def _lost(was: object, now: object, where: str) -> Iterator[str]:
@@ -297,4 +308,8 @@ def registered_model(ref: str) -> type[BaseModel]:
 def describe(error: ValidationError) -> list[str]:
     """Return "field: message" for each problem, without the values, which may be private."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return [f"{'.'.join(map(str, p['loc'])) or 'state'}: {p['msg']}" for p in problems]
+    return [f"{'.'.join(map(str, p['loc'])) or 'state'}: {_said(p)}" for p in problems]
+
+
+def _said(problem: ErrorDetails) -> str:
+    return problem["msg"].removeprefix("Value error, ")

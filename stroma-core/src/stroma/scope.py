@@ -226,7 +226,7 @@ def usage_of(
 def _shown(value: object) -> str:
     """Return a number as it is, and of all else the type: it may be what a model answered."""
     if value is None or isinstance(value, int | float | Decimal):
-        return repr(value)[:40]
+        return str(value)[:40]
     return type(value).__name__
 
 

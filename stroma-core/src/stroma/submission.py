@@ -8,7 +8,7 @@ from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, check_input, not_found
 from stroma.errors import ConfigError, OutcomeUnknown, RunLocked, StaleOwner, StoreError
 from stroma.journal import JournalSettings, persist
-from stroma.opening import claim_run, give_back, new_run
+from stroma.opening import check_name, claim_run, give_back, new_run
 from stroma.ownership import Claim, new_claim
 from stroma.plan import Plan
 from stroma.records import Commit, OpenedRun, RunRecord, RunStatus, RunUpdate
@@ -22,6 +22,7 @@ async def submit(
 
     Raises:
         ConfigError: the store keeps no records of runs, or there is no input for a new run.
+        PipelineChanged: the run is of another pipeline.
         RunInputMismatch: the run was started with another input.
         StoreError: the store does not take it, after every try.
     """
@@ -64,6 +65,7 @@ def _status_after(opened: OpenedRun) -> RunStatus:
 
 
 def _check(run: RunRecord, plan: Plan, request: RunRequest) -> None:
+    check_name(run, plan)  # no worker would find it under this one
     if request.state is not None:
         check_input(run, plan, request.state)
 

@@ -109,11 +109,16 @@ def test_a_call_that_was_never_made_is_made_and_json_is_printed(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("--outcome", "answered"), 2, "an output goes with"),
+        (("--outcome", "answered"), 2, 'outcome="answered" needs the output'),
         (("--outcome", "answered", "--output", "{"), 2, "--output is no JSON"),
         (("--outcome", "answered", "--output", "@none"), 2, "--output: 'none' cannot be read"),
         (("--outcome", "answered", "--output", '{"paid": "?"}'), 2, "pay (output): paid:"),
-        (("--outcome", "lost", "--cost-usd", "much"), 2, "cost_usd must be a number"),
+        (("--outcome", "lost", "--cost-usd", "much"), 2, "--cost-usd must be a number, not 'much'"),
+        (
+            ("--outcome", "lost", "--cost-usd", "-1"),
+            2,
+            "cost_usd must be a number of 0 or more, not -1",
+        ),
         (("--outcome", "lost", "--attempt", "3"), 1, "'pay, call 3' is not in doubt"),
         (("--outcome", "dunno"), 2, "'dunno' is not one of"),
         ((), 2, "Missing option '--outcome'"),

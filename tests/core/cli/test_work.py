@@ -161,6 +161,7 @@ def test_without_a_store_nothing_is_submitted(
         (("app",), "'app' is no MODULE:PIPELINE"),
         (("app:",), "'app:' is no MODULE:PIPELINE"),
         (("apps:digest",), "there is no module 'apps' here"),
+        (("app.py:digest",), "a module is named without .py: app:digest"),
         (("apps.more:digest",), "there is no module 'apps' here"),
         (("app:digests",), "app has no 'digests'; its pipelines are digest, report"),
         (("app:number",), "app has a int, no Pipeline, at 'number'"),
@@ -168,7 +169,7 @@ def test_without_a_store_nothing_is_submitted(
         (("app:digest", "--input", "[1]"), "--input must be a JSON object, not list"),
         (("app:digest", "--input", "@missing"), "'missing' cannot be read"),
         (("app:digest", "--input", '{"txt": "a"}'), "shout (input): text: "),
-        (("app:digest",), "there is no initial state to start it with"),
+        (("app:digest",), "there is no initial state to start it with: give its input"),
     ],
     ids=str,
 )
@@ -186,7 +187,23 @@ def test_a_module_that_cannot_be_imported_says_why(folder: Path) -> None:
         [sys.executable, "-m", "stroma", "submit", "broken:digest"], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "No module named 'not_installed'" in done.stderr
+    lines = done.stderr.splitlines()
+    assert "broken.py" in lines[1], "the traceback begins in the module"
+    assert lines[-1] == (
+        "error: 'broken:digest': the module cannot be imported: "
+        "ModuleNotFoundError: No module named 'not_installed'"
+    )
+
+
+@pytest.mark.parametrize("command", ["submit", "worker"])
+def test_a_store_in_memory_would_lose_what_is_submitted(
+    stroma: Callable[..., Done], folder: Path, command: str
+) -> None:
+    (folder / "app.py").write_text(APP.replace('store="sqlite:///own.db", ', 'store="memory:", '))
+    for arguments in (("app:digest", "--store", "memory:"), ("app:report",)):
+        done = stroma(command, *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert "a store in memory is seen by one process only" in done.err
 
 
 # -- worker ----------------------------------------------------------------------------------

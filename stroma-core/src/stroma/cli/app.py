@@ -230,11 +230,12 @@ def worker(
     store: StoreOption = None,
 ) -> None:
     """Take up runs that wait, the oldest first, until SIGTERM or SIGINT."""
-    from stroma.cli.work import work
+    from stroma.cli.work import refuse_memory, work
     from stroma.worker import Worker
 
     with _errors_reported():
         loaded = [load_pipeline(name) for name in dict.fromkeys(pipelines)]
+        refuse_memory(store, loaded)
         made = Worker(
             *loaded,
             store=store,

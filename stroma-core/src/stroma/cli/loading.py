@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 
-from stroma.errors import ConfigError
+from stroma.errors import ConfigError, StromaError
+from stroma.failures import error_text
 from stroma.pipeline import Pipeline
 
 
@@ -15,7 +17,7 @@ def load_pipeline(name: str) -> Pipeline:
 
     Raises:
         ConfigError: there is no such module, or no such pipeline in it: then it says what is.
-        Exception: what the module raised when it was imported.
+        StromaError: the module cannot be imported. What it raised has been printed.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
@@ -28,8 +30,13 @@ def load_pipeline(name: str) -> Pipeline:
     except ModuleNotFoundError as exc:
         missing = exc.name or ""
         if missing != module_name and not module_name.startswith(f"{missing}."):
-            raise  # one that the module wants itself
-        raise ConfigError(f"{name!r}: there is no module {missing!r} here ({here})") from exc
+            raise _broken(name, exc) from exc  # one that the module wants itself
+        said = f"{name!r}: there is no module {missing!r} here ({here})"
+        if module_name.endswith(".py"):
+            said += f"; a module is named without .py: {module_name[:-3]}:{attribute}"
+        raise ConfigError(said) from exc
+    except Exception as exc:
+        raise _broken(name, exc) from exc
     found: object = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
@@ -40,3 +47,18 @@ def load_pipeline(name: str) -> Pipeline:
     raise ConfigError(
         f"{module_name} {what} {attribute!r}; its pipelines are {', '.join(there) or 'none'}"
     )
+
+
+def _broken(name: str, exc: Exception) -> StromaError:
+    """Print what a module raised, from its own code on, and return the error that says so."""
+    here = exc.__traceback__
+    while here is not None and _is_machinery(here.tb_frame.f_code.co_filename):
+        here = here.tb_next
+    traceback.print_exception(type(exc), exc, here)
+    return StromaError(
+        f"{name!r}: the module cannot be imported: {type(exc).__name__}: {error_text(exc)}"
+    )
+
+
+def _is_machinery(file: str) -> bool:
+    return file in (__file__, import_module.__code__.co_filename) or file.startswith("<frozen ")

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,7 @@ from stroma.errors import ConfigError
 from stroma.pipeline import Pipeline
 from stroma.result import Submitted
 from stroma.runner import StromaRunner, configured_runner
+from stroma.stores.memory import AsyncInMemoryStore, InMemoryStore
 from stroma.worker import Worker
 
 T = TypeVar("T")
@@ -119,6 +121,34 @@ def _text_of(given: str) -> str:
     return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
 
 
+def _number(text: str, option: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise ConfigError(f"{option} must be a number, not {text!r}") from None
+
+
+def refuse_memory(store: str | None, pipelines: Sequence[Pipeline]) -> None:
+    """Refuse a store in memory, which no other process sees.
+
+    Raises:
+        ConfigError: it is the one that was named, or that of a pipeline's runner.
+    """
+    for pipeline in pipelines:
+        own = pipeline.runner
+        if store is not None:
+            is_memory = store.partition(":")[0] == "memory"
+        else:
+            is_memory = isinstance(own, StromaRunner) and isinstance(
+                own.checkpoint_manager.store, InMemoryStore | AsyncInMemoryStore
+            )
+        if is_memory:
+            raise ConfigError(
+                f"pipeline {pipeline.name!r}: a store in memory is seen by one process only, and "
+                "ends with it: pass --store URL, such as sqlite:///runs.db"
+            )
+
+
 def submit(
     pipeline: Pipeline,
     input: Mapping[str, object] | None,
@@ -128,7 +158,7 @@ def submit(
     store: str | None,
 ) -> Submitted:
     """Submit a run, to a store or to the pipeline's own; see `Pipeline.submit`."""
-
+    refuse_memory(store, [pipeline])
     return asyncio.run(
         _with_runner(
             pipeline, store, lambda runner: runner.submit(pipeline, input, run_id=run_id, tags=tags)
@@ -141,6 +171,8 @@ def resolve(
 ) -> None:
     """Say what became of a call; see `StromaRunner.resolve`, whose arguments ``said`` has."""
     call: dict[str, Any] = dict(said)
+    if call["cost_usd"] is not None:
+        call["cost_usd"] = _number(call["cost_usd"], "--cost-usd")
     asyncio.run(
         _with_runner(pipeline, store, lambda runner: runner.resolve(pipeline, run_id, **call))
     )

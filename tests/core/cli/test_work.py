@@ -276,6 +276,18 @@ def test_a_worker_takes_up_what_is_submitted_and_stops_when_it_is_told(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_come_late_do_not_spoil_the_exit_code(
+    worker: Callable[..., Process], number: signal.Signals
+) -> None:
+    process = worker()
+    process.wait_for("the worker takes up runs")
+    while process.process.poll() is None:  # as of a supervisor that tells the whole group, too
+        process.send(number)
+        time.sleep(0.001)
+    assert process.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_call_under_way_end_and_begins_no_other(
     stroma: Callable[..., Done],
     worker: Callable[..., Process],

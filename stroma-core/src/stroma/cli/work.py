@@ -68,9 +68,12 @@ def _signals_go_to(
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield
-    finally:
+    except BaseException:
         for number, handler in before.items():
             signal.signal(number, handler)
+        raise
+    for number in STOP_SIGNALS:  # the process is about to end, as a late signal asks for
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -66,6 +66,7 @@ async def test_the_run_waits_and_does_not_call(calls: Calls, store: Any) -> None
     assert result.error.path == "pay"
     assert "what became of call 1 of 'pay' (died)" in result.stop_reason
     assert "runner.resolve(nodes, 'r', 'pay', outcome=…)" in result.stop_reason
+    assert "the command stroma resolve" in result.stop_reason
     assert [(d.path, d.attempt, d.reason) for d in result.in_doubt] == [("pay", 1, "died")]
     assert result.final_state == Number(value=1)
 

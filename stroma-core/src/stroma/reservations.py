@@ -116,8 +116,8 @@ def waiting(run_id: str, doubt: InDoubt) -> Stopped:
     error = CallInDoubt(
         f"nobody knows what became of call {doubt.attempt} of {doubt.path!r} ({doubt.reason}), "
         'and its node is on_in_doubt="stop": look it up at the provider, and say what you '
-        f"found with runner.resolve(nodes, {run_id!r}, {doubt.path!r}, outcome=…); then start the "
-        "run again",
+        f"found with runner.resolve(nodes, {run_id!r}, {doubt.path!r}, outcome=…) or the command "
+        "stroma resolve; then the run can go on",
         path=doubt.path,
     )
     return Stopped(RunStatus.WAITING, str(error), error)

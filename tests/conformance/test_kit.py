@@ -145,7 +145,7 @@ def test_random_orders_of_a_slow_store_end(tmp_path: Path) -> None:
     printed = run(tmp_path, SLOW, "-k", "beside_a_dict")
     assert "1 failed, 1 passed" in printed, printed
     assert "state = MachineOfStates()" in printed, printed
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
 
 
 def make() -> object:

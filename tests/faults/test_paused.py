@@ -32,6 +32,18 @@ def until(place: Place, holds: Callable[[list[Line]], bool], seconds: float = 30
     return lines
 
 
+def stop(worker: Worker, place: Place, path: str) -> None:
+    """Stop a worker in a node, when nothing else of it is under way.
+
+    A process that is stopped in a commit to SQLite holds the file's lock, and nobody can write.
+    """
+    seen = until(place, has_begun(path))
+    time.sleep(0.1)
+    while seen != (seen := place.lines):
+        time.sleep(0.1)
+    worker.signal(signal.SIGSTOP)
+
+
 def has_begun(path: str) -> Callable[[list[Line]], bool]:
     return lambda lines: any((line.event, line.path) == ("begun", path) for line in lines)
 
@@ -41,8 +53,7 @@ def has_begun(path: str) -> Callable[[list[Line]], bool]:
 def test_a_stopped_worker_changes_nothing_when_it_goes_on(place: Place, path: str) -> None:
     """SIGSTOP in a node, past the lease; another worker finishes; SIGCONT."""
     stopped = Worker(place.job("run", slow=(path,), slow_seconds=SLOW_SECONDS))
-    until(place, has_begun(path))
-    stopped.signal(signal.SIGSTOP)
+    stop(stopped, place, path)
     other = Worker(place.job("run"))
     other.wait()
     before = stored(place, "run")
@@ -62,7 +73,7 @@ def test_a_stopped_worker_changes_nothing_when_it_goes_on(place: Place, path: st
 @pytest.mark.parametrize("place", DURABLE, indirect=True)
 def test_a_stopped_worker_whose_answer_comes_late_saves_nothing(place: Place) -> None:
     """SIGSTOP in a node whose answer is there when it goes on: the save is refused."""
-    stopped = Worker(place.job("run", slow=("split",), slow_seconds=0.05))
+    stopped = Worker(place.job("run", slow=("split",), slow_seconds=0.5))
     until(place, has_begun("split"))
     stopped.signal(signal.SIGSTOP)
     Worker(place.job("run")).wait()

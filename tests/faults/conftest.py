@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ from tests.faults.places import Place, place_of
 from tests.faults.size import SIZE, Size
 
 SEED = "STROMA_FAULTS_SEED"
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """End the workers of a test that failed: the interpreter would wait for a stopped one."""
+    yield
+    for left in multiprocessing.active_children():
+        left.kill()
+        left.join()
 
 
 @pytest.fixture

@@ -59,7 +59,14 @@ class Service:
         return self.process.pid
 
     def stop(self) -> int:
-        """Ask it to stop, as supervisors do; return its exit code."""
+        """Ask it to stop, as supervisors do; return its exit code.
+
+        Not before it looks for runs: while it is imported, a signal just ends it.
+        """
+        deadline = time.monotonic() + 30
+        while "takes up runs of" not in self.printed.read_text() and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.printed.read_text()
+            time.sleep(0.02)
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 

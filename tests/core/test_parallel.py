@@ -381,3 +381,26 @@ def test_an_id_made_of_many_children_that_no_store_keeps_is_refused_and_can_be_g
 
 async def _same(state: Number) -> Number:
     return state
+
+
+class Split(Number):
+    """Its field names a model that comes later."""
+
+    parts: list[Part] = []
+
+
+class Part(BaseModel):
+    value: int
+
+
+class SplitLeft(Split):
+    left: int = 1
+
+
+async def test_children_may_inherit_fields_that_name_a_later_model(store: Any) -> None:
+    @node(id="left", input=Split, output=SplitLeft)
+    async def left(state: Split) -> SplitLeft:
+        return SplitLeft(**dict(state))
+
+    result = await make_runner(store).run([parallel(left)], Split(parts=[Part(value=1)]))
+    assert result.final_state.parts == [Part(value=1)]  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.fields import FieldInfo
@@ -343,11 +343,24 @@ def _field_definitions(schema: type[BaseModel], where: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where}: {schema.__name__} is a RootModel, which has no fields to merge"
         )
-    return {name: _definition(field) for name, field in schema.model_fields.items()}
+    return {
+        name: _definition(field, _annotation(schema, name))
+        for name, field in schema.model_fields.items()
+    }
 
 
-def _definition(field: FieldInfo) -> tuple[Any, Any]:
-    annotation: Any = field.annotation
+def _annotation(schema: type[BaseModel], name: str) -> object:
+    """Return a field's type.
+
+    pydantic 2.11 keeps an inherited annotation as it was written if it names a later model.
+    """
+    annotation = schema.model_fields[name].annotation
+    if isinstance(annotation, ForwardRef):
+        return get_type_hints(schema, include_extras=True)[name]
+    return annotation
+
+
+def _definition(field: FieldInfo, annotation: Any) -> tuple[Any, Any]:
     if field.metadata:
         annotation = Annotated[annotation, *field.metadata]
     if field.default_factory is not None:

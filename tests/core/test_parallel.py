@@ -386,7 +386,7 @@ async def _same(state: Number) -> Number:
 class Split(Number):
     """Its field names a model that comes later."""
 
-    parts: list[Part] = []
+    parts: list[Part] = Field(default_factory=list)
 
 
 class Part(BaseModel):

@@ -107,7 +107,7 @@ def test_workers_that_are_killed_are_replaced_by_others(
     ends_at = time.monotonic() + 60 + size.kills
     try:
         while not all_complete(place, runs):
-            assert time.monotonic() < ends_at, workers[0].printed.read_text()
+            assert time.monotonic() < ends_at, "\n".join(w.printed.read_text() for w in workers)
             time.sleep(chance.uniform(0.1, 0.4))
             at_work = {line.pid for line in place.lines}
             victim = chance.randrange(2)

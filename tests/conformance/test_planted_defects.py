@@ -17,6 +17,7 @@ from tests.conformance.planted.measuring import SOUND, Outcome, outcomes_of
 from tests.conformance.planted.table import DEFECTS, documented
 from tests.docs.pages import ROOT
 from tests.servers.redis import REDIS, shared_server
+from tests.workspace.asked import asked_for
 
 Measured = Callable[[Store], dict[str, list[Outcome]]]
 
@@ -29,8 +30,7 @@ def marked(defect: Defect) -> object:
 @pytest.fixture(scope="session")
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """Return a function that measures the defects of a store that were asked for, once."""
-    asked = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = [spec.params["defect"] for spec in asked if spec and "defect" in spec.params]
+    wanted = asked_for(request, "defect", Defect)
 
     @cache
     def measure(name: str) -> dict[str, list[Outcome]]:

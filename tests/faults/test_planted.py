@@ -19,6 +19,7 @@ import stroma
 from tests.conformance.planted.copies import ROOT, DoesNotApply
 from tests.faults.planted.defect import Defect, planted
 from tests.faults.planted.table import DEFECTS
+from tests.workspace.asked import asked_for
 
 FOLDER = Path(__file__).parent
 CORE = ROOT / "stroma-core/src/stroma"
@@ -80,8 +81,7 @@ def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[tuple[int, str]]]]:
     """Begin to run the cases of all defects that were asked for, two at a time."""
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = [spec.params["defect"] for spec in specs if spec and "defect" in spec.params]
+    wanted = asked_for(request, "defect", Defect)
     pool = ThreadPoolExecutor(2)
     try:
 

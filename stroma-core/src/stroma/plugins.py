@@ -86,6 +86,12 @@ class _Plugin:
     def answers_to(self, names: Collection[str]) -> bool:
         return self.name in names or self.distribution in names
 
+    def words(self) -> Iterator[str]:
+        """Yield what `disabled_plugins` may call it and what it offers to runs."""
+        yield from (self.name, self.distribution)
+        for registry in (self.classifiers, self.hooks, self.pricers):
+            yield from registry.factories
+
     def store_registrations(self) -> Iterator[StoreRegistration]:
         for name, (factory, schemes) in self.stores.factories.items():
             yield StoreRegistration(name, factory, schemes, self.label)
@@ -240,6 +246,7 @@ class PluginSet:
         key = frozenset(disabled)
         names = self._names.get(key)
         if names is None:
+            self._warn_of_unknown(key)
             active = [
                 offer.plugin.run_label
                 for offers in (self.classifiers, self.hooks, self.pricers)
@@ -247,6 +254,16 @@ class PluginSet:
             ]
             names = self._names[key] = tuple(sorted(set(active)))
         return names
+
+    def _warn_of_unknown(self, disabled: frozenset[str]) -> None:
+        known = {word for plugin in self._plugins for word in plugin.words()}
+        for word in sorted(disabled - known):
+            logger.warning(
+                "disabled_plugins names %r, and there is no such plugin, classifier, hooks or "
+                "pricer%s",
+                word,
+                did_you_mean(word, sorted(known)),
+            )
 
     def _stores(self) -> Iterator[StoreRegistration]:
         for plugin in self._plugins:
@@ -305,14 +322,20 @@ def _switch_off(found: Iterable[_Plugin], environ: Mapping[str, str]) -> None:
     """Apply the two variables. Set and empty is the same as not set."""
     allowed = _words(environ.get("STROMA_PLUGINS", ""))
     refused = _words(environ.get("STROMA_DISABLE_PLUGINS", ""))
-    known: set[str] = {"*"}
+    known: set[str] = set()
     for plugin in found:
         known |= {plugin.name, plugin.distribution}
         is_allowed = not allowed or "*" in allowed or plugin.answers_to(allowed)
         if not is_allowed or "*" in refused or plugin.answers_to(refused):
             plugin.status = "disabled"
-    for word in sorted(allowed - known):
-        logger.warning("STROMA_PLUGINS names %r, and no such plugin is installed", word)
+    for variable, words in (("STROMA_PLUGINS", allowed), ("STROMA_DISABLE_PLUGINS", refused)):
+        for word in sorted(words - known - {"*"}):
+            logger.warning(
+                "%s names %r, and no such plugin is installed%s",
+                variable,
+                word,
+                did_you_mean(word, sorted(known)),
+            )
 
 
 def _words(text: str) -> frozenset[str]:

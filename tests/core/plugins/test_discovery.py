@@ -160,13 +160,18 @@ def test_the_lists_act_before_anything_is_loaded(
     assert found.keys() == {"a", "b"}
 
 
-def test_an_allowed_plugin_that_is_not_installed_is_logged(
-    site: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("variable", ["STROMA_PLUGINS", "STROMA_DISABLE_PLUGINS"])
+def test_a_variable_that_names_what_is_not_installed_is_logged(
+    variable: str, site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="stroma"):
-        discovered(STROMA_PLUGINS="redsi")
+    install_sample(site, "stroma-sample-dir")
 
-    assert "STROMA_PLUGINS names 'redsi', and no such plugin is installed" in caplog.text
+    with caplog.at_level(logging.WARNING, logger="stroma"):
+        found = discovered(**{variable: "dri, stroma-sample-dir, *"})
+
+    message = f"{variable} names 'dri', and no such plugin is installed; did you mean 'dir'?"
+    assert [record.getMessage() for record in caplog.records] == [message]
+    assert ours(found).keys() == {"dir"}
 
 
 def test_the_first_installation_on_the_path_counts(

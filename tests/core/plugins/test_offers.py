@@ -86,6 +86,21 @@ def test_it_can_be_switched_off_by_its_own_its_plugins_and_its_distributions_nam
     assert found.active_names(()) == ("plugin0 1.0", "plugin1 1.0")
 
 
+def test_a_misspelt_name_to_switch_off_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    found = plugin_set(registered(hooks={"timer": NodeHooks}), registered(stores={"box": Factory}))
+    disabled = ["timer", "plugin1", "sample-plugin0", "tiemr"]
+
+    with caplog.at_level(logging.WARNING, logger="stroma"):
+        for _ in range(2):
+            assert found.active_names(disabled) == ()
+
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "disabled_plugins names 'tiemr', and there is no such plugin, classifier, hooks or "
+        "pricer; did you mean 'timer'?"
+    )
+
+
 def test_a_store_alone_is_not_active_in_runs() -> None:
     found = plugin_set(registered(stores={"box": Factory}))
 

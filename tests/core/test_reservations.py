@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from decimal import Decimal
 from typing import Any
 
@@ -230,7 +231,30 @@ async def test_the_model_in_force_is_estimated(calls: Calls, store: Any) -> None
     assert "$20 estimated" in (await runner.run([dear], Number())).stop_reason
 
 
-@pytest.mark.parametrize("answer", [ValueError("no idea"), 7, Estimate(input_tokens=-1)])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"input_tokens": -1}, "input_tokens must be an int of 0 or more, not -1"),
+        ({"output_tokens": 1.5}, "output_tokens must be an int of 0 or more, not 1.5"),
+        ({"output_tokens": 10**16}, f"output_tokens must be {10**15} or less, not {10**16}"),
+        ({"model": None}, "model must be a str, not None"),
+        ({"cost_usd": "-0.1"}, "cost_usd must be a number of 0 or more, not str"),
+    ],
+)
+def test_an_estimate_of_wrong_numbers_is_refused_where_it_is_made(
+    wrong: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Estimate(**wrong)
+    assert str(caught.value) == f"Estimate: {told}"
+
+
+def test_an_estimate_goes_to_another_process() -> None:
+    estimate = Estimate(3, 4, "m", "0.5")
+    assert pickle.loads(pickle.dumps(estimate)) == estimate
+
+
+@pytest.mark.parametrize("answer", [ValueError("no idea"), 7])
 async def test_an_estimator_that_fails_stops_the_run_before_the_call(
     calls: Calls, store: Any, answer: object
 ) -> None:
@@ -251,7 +275,6 @@ async def test_an_estimator_that_fails_stops_the_run_before_the_call(
     [
         ({"estimate": 7}, "'a': estimate must be a stroma.Estimate, or a function"),
         ({"estimate": later}, "'a': estimate must be a stroma.Estimate, or a function"),
-        ({"estimate": Estimate(input_tokens=-1)}, "input_tokens must be an int of 0 or more"),
         ({"on_in_doubt": "ask"}, "'a': on_in_doubt must be \"rerun\" or \"stop\", not 'ask'"),
         ({"repair": 7}, "'a': repair must be a function"),
         ({"on_violation": "again"}, '\'a\': on_violation must be "fail" or "resample"'),

@@ -13,7 +13,6 @@ from stroma import errors, plugins
 from stroma._version import __version__
 from stroma.contracts import ContractRegistry, NodeContract
 from stroma.cost import (
-    Estimate,
     ExecutionBudget,
     ModelFallback,
     Price,
@@ -75,7 +74,7 @@ from stroma.pipeline import Pipeline
 from stroma.records import RunStatus
 from stroma.result import ExecutionResult, InDoubt, Submitted
 from stroma.schemas import register_models
-from stroma.scope import NodeScope, current, report_usage
+from stroma.scope import Estimate, NodeScope, current, report_usage
 from stroma.trace import ExecutionTrace, TraceDifference, TraceEvent, TraceOptions
 
 if TYPE_CHECKING:

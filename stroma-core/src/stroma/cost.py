@@ -81,22 +81,6 @@ class Price(NamedTuple):
         return (self.input_usd * input_tokens + self.output_usd * output_tokens) / 1_000_000
 
 
-class Estimate(NamedTuple):
-    """The most that one attempt may use, as an `Estimator` expects it.
-
-    Attributes:
-        input_tokens: tokens sent.
-        output_tokens: tokens received at the most, such as ``max_tokens`` of the request.
-        model: the model, for the price; "" takes the one that the run suggests.
-        cost_usd: what it costs at the most, where that is known; None has it priced by the model.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    model: str = ""
-    cost_usd: Decimal | float | str | None = None
-
-
 class Pricer(Protocol):
     """Prices the tokens of a call. Asked in order, the built-in table last."""
 

@@ -7,10 +7,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from stroma.cost import Estimate
 from stroma.errors import ConfigError, ContractViolation
 from stroma.failures import FailureClass, FailurePolicy, PolicyMap
-from stroma.scope import NodeScope, usage_of
+from stroma.scope import Estimate, NodeScope
 
 Estimator: TypeAlias = Callable[[Any, NodeScope], Estimate | None]
 """Tells the most that an attempt may use, from its input and place; None where it costs nothing."""
@@ -102,7 +101,6 @@ def as_estimator(value: object, node_id: str) -> Estimator | None:
         ConfigError: it is neither.
     """
     if isinstance(value, Estimate):
-        usage_of(*value)
         return lambda state, scope: value
     if value is not None and not is_estimator(value):
         raise ConfigError(

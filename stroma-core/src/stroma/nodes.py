@@ -21,7 +21,7 @@ from typing import (
 from pydantic import BaseModel, ValidationError
 
 from stroma.contracts import NodeContract
-from stroma.cost import Estimate, Usage
+from stroma.cost import Usage
 from stroma.errors import ConfigError
 from stroma.failures import FailurePolicy, PolicyMap
 from stroma.ids import check_id
@@ -38,7 +38,7 @@ from stroma.node_settings import (
     check_timeout_ms,
 )
 from stroma.schemas import describe
-from stroma.scope import usage_of
+from stroma.scope import Estimate, usage_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

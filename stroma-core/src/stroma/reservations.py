@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from pydantic import BaseModel
 
 from stroma.account import RunAccount, Stopped
-from stroma.cost import NO_USAGE, Estimate, ModelFallback, Usage, model_under
+from stroma.cost import NO_USAGE, ModelFallback, Usage, model_under
 from stroma.errors import BudgetExceeded, CallInDoubt, ConfigError, UnknownPrice
 from stroma.failures import error_text
 from stroma.plan import Leaf
 from stroma.records import RunStatus
 from stroma.result import InDoubt
-from stroma.scope import NodeScope, usage_of
+from stroma.scope import Estimate, NodeScope, usage_of
 
 
 class Reservations:

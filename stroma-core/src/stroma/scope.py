@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import ConfigError
@@ -228,6 +228,42 @@ def _shown(value: object) -> str:
     if value is None or isinstance(value, int | float | Decimal):
         return str(value)[:40]
     return type(value).__name__
+
+
+class _EstimateFields(NamedTuple):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model: str = ""
+    cost_usd: Decimal | float | str | None = None
+
+
+class Estimate(_EstimateFields):
+    """The most that one attempt may use, as an `Estimator` expects it.
+
+    Attributes:
+        input_tokens: tokens sent.
+        output_tokens: tokens received at the most, such as ``max_tokens`` of the request.
+        model: the model, for the price; "" takes the one that the run suggests.
+        cost_usd: what it costs at the most, where that is known; None has it priced by the model.
+
+    Raises:
+        ConfigError: a number is negative, far too large or none, or the model is no text.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        model: str = "",
+        cost_usd: Decimal | float | str | None = None,
+    ) -> Self:
+        try:
+            usage_of(input_tokens, output_tokens, model, cost_usd)
+        except ConfigError as exc:
+            raise ConfigError(f"Estimate: {exc}") from None
+        return super().__new__(cls, input_tokens, output_tokens, model, cost_usd)
 
 
 class SharedContext(MutableMapping[str, object]):

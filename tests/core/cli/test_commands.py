@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,6 +243,34 @@ def test_showing_a_run_does_not_claim_it(store: InMemoryStore, stroma: Command) 
     assert store.inspect("r") == before
     assert before is not None
     assert not before.is_claimed
+
+
+def test_who_owns_a_run_and_until_when_is_shown(
+    store: InMemoryStore, clock: FakeClock, stroma: Command
+) -> None:
+    new = RunRecord("r", RunStatus.PENDING, plan=PLAN.to_json())
+    clock.time = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
+    store.open_run(OpenRequest("r", "token", "worker 7", 60_000, new))
+
+    shown = stroma("show", "r", "--json").json
+
+    assert stroma("show", "r").out.count("worker 7 until 2999-01-01T00:01:00+00:00\n") == 1
+    assert (shown["status"], shown["owner"], shown["lease_expires_at"]) == (
+        "RUNNING",
+        "worker 7",
+        "2999-01-01T00:01:00+00:00",
+    )
+
+
+def test_an_owner_whose_lease_has_ended_is_shown_as_such(
+    store: InMemoryStore, clock: FakeClock, stroma: Command
+) -> None:
+    new = RunRecord("r", RunStatus.PENDING, plan=PLAN.to_json())
+    clock.time = datetime(2001, 1, 1, tzinfo=UTC).timestamp()
+    store.open_run(OpenRequest("r", "token", "worker 7", 60_000, new))
+
+    told = "worker 7 until 2001-01-01T00:01:00+00:00, which is over: another worker may take it up"
+    assert told in stroma("show", "r").out
 
 
 def test_a_result_that_a_later_epoch_left_behind_is_not_recorded_any_more(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from rich import box
@@ -67,7 +68,7 @@ def _facts(opened: OpenedRun, plan: PlanDocument) -> list[tuple[str, str]]:
         ("reason", run.stop_reason),
         ("pipeline", f"{run.pipeline} {run.version}".strip()),
         ("tags", ", ".join(run.tags)),
-        ("owner", f"{run.holder} until {view['lease_expires_at']}" if run.owner else ""),
+        ("owner", _owner(run)),
         ("recorded", ", ".join(node for node in plan.node_ids if node in recorded)),
         ("left", ", ".join(node for node in plan.node_ids if node not in recorded)),
         (
@@ -81,6 +82,14 @@ def _facts(opened: OpenedRun, plan: PlanDocument) -> list[tuple[str, str]]:
         ("created", str(view["created_at"])),
         ("updated", str(view["updated_at"])),
     ]
+
+
+def _owner(run: RunRecord) -> str:
+    if not run.owner:
+        return ""
+    told = f"{run.holder} until {run_view(run)['lease_expires_at']}"
+    is_over = run.lease_expires_at <= time.time()
+    return f"{told}, which is over: another worker may take it up" if is_over else told
 
 
 def _record_cells(header: RecordHeader) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from stroma import (
     RunStatus,
     StoreUnavailable,
     StromaRunner,
+    Worker,
     node,
     recover,
 )
@@ -420,3 +421,15 @@ async def test_wrong_use_is_named(calls: Calls, tmp_path: Any, monkeypatch: Any)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no store that workers share"):
         await recover(adding(calls))
+
+
+async def test_nobody_can_have_put_runs_into_a_store_in_memory_that_is_only_named(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"^store 'memory:': a store in memory is seen by one"):
+        await recover(adding(calls), store="memory:")
+    monkeypatch.setenv("STROMA_STORE", "memory")
+    with pytest.raises(ConfigError, match=r"^STROMA_STORE: a store in memory is seen by one"):
+        await recover(adding(calls))
+    with pytest.raises(ConfigError, match=r"^STROMA_STORE: a store in memory is seen by one"):
+        await Worker(adding(calls)).run()

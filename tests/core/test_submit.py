@@ -205,6 +205,19 @@ async def test_without_any_store_a_run_would_be_lost(
         await adding(calls).submit(Number())
 
 
+@pytest.mark.parametrize("spec", ["memory", "memory:", "memory://", "MEMORY:"])
+async def test_a_store_that_nobody_else_sees_would_lose_the_run(
+    spec: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STROMA_STORE", spec)
+    with pytest.raises(ConfigError) as caught:
+        await adding(calls).submit(Number())
+    assert str(caught.value) == (
+        "STROMA_STORE: a store in memory is seen by one process only, and ends with it: name one "
+        "that processes share, such as sqlite:///runs.db"
+    )
+
+
 def test_a_runner_is_checked(calls: Calls) -> None:
     runner: Any = "redis://localhost"
     with pytest.raises(ConfigError, match="runner must be a StromaRunner, not str"):

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from stroma.batching import call_operation
 from stroma.checkpoint import CheckpointManager, close_store
-from stroma.config import open_store
+from stroma.config import open_shared_store
 from stroma.engine import Prepared
 from stroma.errors import ConfigError
 from stroma.opening import not_accepted
@@ -186,7 +186,7 @@ async def open_backlogs(
 
 
 async def _manager_of(store: object, stack: AsyncExitStack) -> CheckpointManager:
-    opened = open_store(store)
+    opened = open_shared_store(store)
     if opened is not store:
         stack.push_async_callback(close_store, opened)
     return CheckpointManager(opened)

@@ -218,8 +218,48 @@ def open_default_store(
         StromaError: as `open_store`; the message begins with where the choice was found.
     """
     choice = default_store_spec(environ, folder)
+    return None if choice is None else _open_choice(choice)
+
+
+def open_shared_store(spec: object = None) -> object:
+    """Return a store whose runs other processes are to see.
+
+    Args:
+        spec: as for `open_store`; None takes the one that is configured outside the program.
+
+    Raises:
+        ConfigError: none is configured, or it would be a new one in memory, which nobody else sees.
+        StromaError: as `open_store`.
+    """
+    if spec is not None:
+        if isinstance(spec, str) and _is_in_memory(spec):
+            raise unshared(f"store {mask_passwords(spec)!r}")
+        return open_store(spec)
+    choice = default_store_spec()
     if choice is None:
-        return None
+        raise ConfigError(
+            "there is no store that workers share: set STROMA_STORE, write it into stroma.toml, "
+            "or give the pipeline a runner that has one: Pipeline(…, runner=StromaRunner.quick("
+            "store='sqlite:///runs.db'))"
+        )
+    if _is_in_memory(choice.spec):
+        raise unshared(choice.source)
+    return _open_choice(choice)
+
+
+def unshared(whose: str) -> ConfigError:
+    """Return the refusal of a store in memory where other processes are to see it."""
+    return ConfigError(
+        f"{whose}: a store in memory is seen by one process only, and ends with it: name one that "
+        "processes share, such as sqlite:///runs.db"
+    )
+
+
+def _is_in_memory(spec: str) -> bool:
+    return spec.partition(":")[0].lower() == "memory"
+
+
+def _open_choice(choice: StoreChoice) -> object:
     try:
         return open_store(choice.spec, choice.options)
     except (ConfigError, PluginError) as exc:

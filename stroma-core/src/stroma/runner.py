@@ -480,18 +480,11 @@ def configured_runner() -> StromaRunner:
     """Return the runner of pipelines that have none of their own, for one use.
 
     Raises:
-        ConfigError: no store is configured. One in memory would be seen by nobody else.
+        ConfigError: no store is configured, or one in memory, which nobody else would see.
     """
-    from stroma.config import open_default_store
+    from stroma.config import open_shared_store
 
-    store = open_default_store()
-    if store is None:
-        raise ConfigError(
-            "there is no store that workers share: set STROMA_STORE, write it into stroma.toml, "
-            "or give the pipeline a runner that has one: Pipeline(…, runner=StromaRunner.quick("
-            "store='sqlite:///runs.db'))"
-        )
-    return StromaRunner()._use_store(store, owned=True)
+    return StromaRunner()._use_store(open_shared_store(), owned=True)
 
 
 set_runner_factory(configured_runner)

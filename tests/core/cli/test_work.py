@@ -195,15 +195,31 @@ def test_a_module_that_cannot_be_imported_says_why(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["submit", "worker"])
-def test_a_store_in_memory_would_lose_what_is_submitted(
-    stroma: Callable[..., Done], folder: Path, command: str
+RESOLVE = ("1", "shout", "--outcome", "lost")
+
+
+@pytest.mark.parametrize(
+    ("command", "more"), [("submit", ()), ("worker", ()), ("resolve", RESOLVE)], ids=str
+)
+def test_a_store_in_memory_is_seen_by_no_other_process(
+    stroma: Callable[..., Done],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    more: tuple[str, ...],
 ) -> None:
     (folder / "app.py").write_text(APP.replace('store="sqlite:///own.db", ', 'store="memory:", '))
-    for arguments in (("app:digest", "--store", "memory:"), ("app:report",)):
+    monkeypatch.setenv("STROMA_STORE", "memory:")
+    for named, arguments in {
+        "store 'Memory:'": ("app:digest", *more, "--store", "Memory:"),
+        "pipeline 'report'": ("app:report", *more),
+        "STROMA_STORE": ("app:digest", *more),
+    }.items():
         done = stroma(command, *arguments)
         assert (done.code, done.out) == (2, "")
-        assert "a store in memory is seen by one process only" in done.err
+        assert done.err.startswith(
+            f"error: {named}: a store in memory is seen by one process only, and ends with it"
+        )
 
 
 # -- worker ----------------------------------------------------------------------------------

@@ -235,7 +235,8 @@ def worker(
 
     with _errors_reported():
         loaded = [load_pipeline(name) for name in dict.fromkeys(pipelines)]
-        refuse_memory(store, loaded)
+        if store is None:
+            refuse_memory(loaded)
         made = Worker(
             *loaded,
             store=store,

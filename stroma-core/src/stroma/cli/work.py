@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from stroma.checkpoint import CheckpointManager, close_store
 from stroma.cli.plain import printable
-from stroma.config import open_store
+from stroma.config import open_shared_store, unshared
 from stroma.errors import ConfigError
 from stroma.pipeline import Pipeline
 from stroma.result import Submitted
@@ -131,25 +131,18 @@ def _number(text: str, option: str) -> Decimal:
         raise ConfigError(f"{option} must be a number, not {text!r}") from None
 
 
-def refuse_memory(store: str | None, pipelines: Sequence[Pipeline]) -> None:
-    """Refuse a store in memory, which no other process sees.
+def refuse_memory(pipelines: Sequence[Pipeline]) -> None:
+    """Refuse pipelines whose own runner has a store in memory, which no other process sees.
 
     Raises:
-        ConfigError: it is the one that was named, or that of a pipeline's runner.
+        ConfigError: names the first one.
     """
     for pipeline in pipelines:
         own = pipeline.runner
-        if store is not None:
-            is_memory = store.partition(":")[0] == "memory"
-        else:
-            is_memory = isinstance(own, StromaRunner) and isinstance(
-                own.checkpoint_manager.store, InMemoryStore | AsyncInMemoryStore
-            )
-        if is_memory:
-            raise ConfigError(
-                f"pipeline {pipeline.name!r}: a store in memory is seen by one process only, and "
-                "ends with it: pass --store URL, such as sqlite:///runs.db"
-            )
+        if isinstance(own, StromaRunner) and isinstance(
+            own.checkpoint_manager.store, InMemoryStore | AsyncInMemoryStore
+        ):
+            raise unshared(f"pipeline {pipeline.name!r}")
 
 
 def submit(
@@ -161,7 +154,6 @@ def submit(
     store: str | None,
 ) -> Submitted:
     """Submit a run, to a store or to the pipeline's own; see `Pipeline.submit`."""
-    refuse_memory(store, [pipeline])
     return asyncio.run(
         _with_runner(
             pipeline, store, lambda runner: runner.submit(pipeline, input, run_id=run_id, tags=tags)
@@ -187,12 +179,13 @@ async def _with_runner(
     """Do something with a pipeline's runner, or with one like it on another store."""
     own = pipeline.runner
     if store is None:
+        refuse_memory([pipeline])
         if isinstance(own, StromaRunner):
             async with own:  # the process is about to end
                 return await work(own)
         async with configured_runner() as runner:
             return await work(runner)
-    opened = open_store(store)
+    opened = open_shared_store(store)
     try:
         return await work(_runner_on(opened, pipeline))
     finally:

@@ -53,7 +53,21 @@ def test_with_redis() -> None:
     ("url", "options", "problem"),
     [
         ("redis://h", {"ttl": 3}, "no option 'ttl'"),
-        ("redis://h?colour=red", {}, "colour"),
+        (
+            "redis://h?foo=1",
+            {},
+            "store: the URL has 'foo' after \"?\", and there is no such option; it",
+        ),
+        ("redis://h?key_prefx=red", {}, "no such option; did you mean 'key_prefix'?; it takes"),
+        ("redis://h?ttl_seconds=soon", {}, "store: ttl_seconds: Input should be a valid number"),
+        ("redis://h?ttl_seconds=0", {}, "store: ttl_seconds: Input should be greater than"),
+        ("redis://h?cluster=perhaps", {}, "store: cluster: Input should be a valid boolean"),
+        ("rediss://h?ssl_cert_reqs=no", {}, "Input should be 'required', 'optional' or 'none'"),
+        ("redis://h?ssl_ca_certs=x", {}, "store: ssl_ca_certs is for TLS: write rediss://"),
+        ("redis://h/1?db=2", {}, "store: the URL says db twice"),
+        ("redis://u@h?username=v", {}, "store: the URL says username twice"),
+        ("redis://h?db=1&db=2", {}, "store: the URL says db twice"),
+        ("redis://h?ttl_seconds=60", {"ttl_seconds": 70}, "ttl_seconds is given beside the URL"),
         ("redis://h", {"ttl_seconds": 0}, "ttl_seconds"),
         ("redis://h", {"key_prefix": "a{b}"}, "key_prefix"),
         ("redis://h", {"ssl_ca_certs": "x"}, "rediss://"),
@@ -74,6 +88,18 @@ def test_a_wrong_option_is_named(
         kind(url, **options)
     assert problem in str(refused.value)
     assert "ttl_seconds, key_prefix" in str(refused.value)
+
+
+def test_the_url_says_how_long_runs_are_kept() -> None:
+    """The stores and `with_redis` have a default for it, which contradicts nothing."""
+    for store in (
+        RedisStore("redis://h?ttl_seconds=60"),
+        RedisStore("redis://h?ttl_seconds=60", ttl_seconds=60),
+        SyncRedisStore("redis://h?ttl_seconds=60"),
+        open_store("redis://h?ttl_seconds=60"),
+        StromaRunner.quick().with_redis("redis://h?ttl_seconds=60").checkpoint_manager.store,
+    ):
+        assert "ttl_seconds=60)" in repr(store)
 
 
 @pytest.mark.parametrize(

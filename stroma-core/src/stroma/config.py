@@ -143,9 +143,8 @@ def _checked(model: type[BaseModel], options: dict[str, object], name: str) -> B
         return model.model_validate(options)
     except ValidationError as exc:
         # Not chained: pydantic repeats the values, and one of them may be a password.
-        raise ConfigError(
-            f"store {name!r}: {mask_passwords('; '.join(describe(exc)))}; it takes {takes}"
-        ) from None
+        problems = mask_passwords("; ".join(describe(exc, whole="")))
+        raise ConfigError(f"store {name!r}: {problems}; it takes {takes}") from None
 
 
 def _option_names(model: type[BaseModel]) -> list[str]:

@@ -220,7 +220,7 @@ def make_contract(node_id: str, takes: object, gives: object) -> NodeContract:
             {"node_id": node_id, "input_schema": takes, "output_schema": gives}
         )
     except ValidationError as exc:
-        raise ConfigError(f"node {node_id!r}: {'; '.join(describe(exc))}") from exc
+        raise ConfigError(f"node {node_id!r}: {'; '.join(describe(exc, whole=''))}") from exc
 
 
 def _annotated_types(

@@ -178,4 +178,4 @@ def changed_config(config: RunConfig | None, changes: Mapping[str, object]) -> R
     try:
         return RunConfig.model_validate({**kept, **changes})
     except ValidationError as exc:
-        raise ConfigError(f"wrong configuration: {'; '.join(describe(exc))}") from exc
+        raise ConfigError(f"wrong configuration: {'; '.join(describe(exc, whole=''))}") from exc

@@ -305,10 +305,19 @@ def registered_model(ref: str) -> type[BaseModel]:
     )
 
 
-def describe(error: ValidationError) -> list[str]:
-    """Return "field: message" for each problem, without the values, which may be private."""
+def describe(error: ValidationError, whole: str = "state: ") -> list[str]:
+    """Return "field: message" for each problem, without the values, which may be private.
+
+    Args:
+        error: what pydantic raised.
+        whole: stands before a problem that is none of one field.
+    """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return [f"{'.'.join(map(str, p['loc'])) or 'state'}: {_said(p)}" for p in problems]
+    return [f"{_where(p) or whole}{_said(p)}" for p in problems]
+
+
+def _where(problem: ErrorDetails) -> str:
+    return f"{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
 
 
 def _said(problem: ErrorDetails) -> str:

@@ -19,9 +19,11 @@ from pydantic import (
 from stroma.checkpoint import Durability
 from stroma.config import mask_passwords
 from stroma.errors import ConfigError
+from stroma.plugins import did_you_mean
 from stroma.schemas import describe
 
 DEFAULT_URL: Final = "redis://localhost:6379"
+DEFAULT_TTL_SECONDS: Final = 3600
 _UNIX: Final = ("unix", "redis+unix")
 _SCHEMES: Final = ("redis", "rediss", *_UNIX)
 _TLS_ONLY: Final = (
@@ -66,7 +68,7 @@ class RedisOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str = Field(default=DEFAULT_URL, repr=False)
-    ttl_seconds: float = Field(default=3600.0, ge=1, le=3_153_600_000)
+    ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, ge=1, le=3_153_600_000)
     key_prefix: str = Field(default="stroma", pattern=r"^[^{}\s\x00]{1,128}$")
     username: str | None = None
     password: SecretStr | None = None
@@ -90,7 +92,12 @@ class RedisOptions(BaseModel):
             return data
         options = dict(data)
         for name, value in _in_url(_split(options.get("url", DEFAULT_URL))).items():
-            if name in options and _plain(options[name]) != value:
+            if name not in cls.model_fields:
+                raise ValueError(
+                    f'the URL has {name[:40]!r} after "?", and there is no such option'
+                    f"{did_you_mean(name, cls.model_fields)}"
+                )
+            if name in options and _contradicts(name, options[name], value):
                 raise ValueError(f"{name} is given beside the URL, which says something else")
             options[name] = value
         return options
@@ -184,12 +191,13 @@ def options_of(given: Mapping[str, object], *, has_client: bool) -> RedisOptions
     for name in given:
         if name not in accepted:
             why = "with a ready client it takes" if has_client else "it takes"
-            raise ConfigError(f"the Redis store has no option {name!r}: {why} {takes}")
+            hint = did_you_mean(name, accepted)
+            raise ConfigError(f"the Redis store has no option {name!r}: {why} {takes}{hint}")
     try:
         return RedisOptions.model_validate(given)
     except ValidationError as exc:
         # Not chained: pydantic repeats the values, and one of them may be a password.
-        problems = mask_passwords("; ".join(describe(exc)))
+        problems = mask_passwords("; ".join(describe(exc, whole="")))
     raise ConfigError(f"the Redis store: {problems}; it takes {takes}")
 
 
@@ -215,23 +223,32 @@ def _split(url: str) -> SplitResult:
 
 def _in_url(parts: SplitResult) -> dict[str, Any]:
     """Return the options that a URL says besides where the server is."""
-    options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if "url" in options:
-        raise ValueError("a URL cannot hold another one")
+    said: list[tuple[str, Any]] = list(parse_qsl(parts.query, keep_blank_values=True))
     if parts.username:
-        options["username"] = unquote(parts.username)
+        said.append(("username", unquote(parts.username)))
     if parts.password:
-        options["password"] = unquote(parts.password)
+        said.append(("password", unquote(parts.password)))
     number = parts.path.strip("/")
     if number and parts.scheme not in _UNIX:
         if not number.isdecimal():
             raise ValueError("what follows the port is the number of a database, as in :6379/0")
-        options["db"] = int(number)
+        said.append(("db", int(number)))
+    options: dict[str, Any] = {}
+    for name, value in said:
+        if name == "url":
+            raise ValueError("a URL cannot hold another one")
+        if name in options:
+            raise ValueError(f"the URL says {name[:40]} twice")
+        options[name] = value
     return options
 
 
-def _plain(value: object) -> object:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+def _contradicts(name: str, given: object, in_url: object) -> bool:
+    """Say whether an option says something else than the URL."""
+    if name == "ttl_seconds" and given == DEFAULT_TTL_SECONDS:
+        return False  # who gives none has this one passed on
+    plain = given.get_secret_value() if isinstance(given, SecretStr) else given
+    return str(plain) != str(in_url)
 
 
 def _text(path: Path | None) -> str | None:

@@ -258,7 +258,7 @@ def _checked(options: dict[str, Any]) -> S3Options:
         return S3Options.model_validate(options)
     except ValidationError as exc:
         # Not chained: pydantic repeats the values, and one of them may be a secret.
-        raise ConfigError(f"S3Store: {'; '.join(describe(exc))}") from None
+        raise ConfigError(f"S3Store: {'; '.join(describe(exc, whole=''))}") from None
 
 
 def _replace(services: Services, keys: Keys, commit: Commit) -> None:

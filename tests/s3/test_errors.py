@@ -173,7 +173,10 @@ def test_what_a_write_that_failed_is_told_as(exc: Exception, kind: type[StoreErr
 
 def test_nothing_is_unknown_about_a_read() -> None:
     exc = answer(500, "InternalError")
-    assert type(store_error(exc, Verdict.UNKNOWN, "reading", is_write=False)) is StoreUnavailable
+    for verdict in (Verdict.UNKNOWN, Verdict.REFUSED):
+        told = store_error(exc, verdict, "reading", is_write=False)
+        assert type(told) is StoreUnavailable
+        assert str(told).endswith("; try again")
 
 
 class TestClock:

@@ -100,7 +100,8 @@ def store_error(failure: Failure, address: str, what: str, *, is_write: bool) ->
     if not failure.was_sent or failure.is_answer:
         kind = StoreUnavailable if _may_pass(failure.error, code) else StoreUnusable
         because = known[0] if known else "it could not be reached" if not code else "it refused"
-        error = kind(f"{subject}: nothing was written: {because} ({said})")
+        effect = "nothing was written: " if is_write else ""
+        error = kind(f"{subject}: {effect}{because} ({said})")
     elif is_write:
         error = OutcomeUnknown(f"{subject}: no answer: it may have been written ({said})")
     else:

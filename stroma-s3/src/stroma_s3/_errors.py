@@ -115,8 +115,8 @@ def store_error(exc: Exception, verdict: Verdict, what: str, *, is_write: bool) 
         is_write: nothing is unknown about what only reads.
     """
     kind, advice = _TOLD_BY[verdict]
-    if verdict is Verdict.UNKNOWN and not is_write:
-        kind, advice = _TOLD_BY[Verdict.REFUSED]
+    if not is_write and verdict in {Verdict.UNKNOWN, Verdict.REFUSED}:
+        kind, advice = StoreUnavailable, "try again"
     error = kind(f"{what}: {in_words(exc)}; {advice}")
     error.__cause__ = exc
     return error

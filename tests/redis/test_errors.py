@@ -1,0 +1,57 @@
+"""What an operation says when its server cannot be reached, or refuses it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from redis.exceptions import BusyLoadingError
+
+from stroma.errors import StoreUnavailable
+from stroma.records import ClaimQuery, RunQuery
+from stroma_redis import RedisStore
+from stroma_redis._errors import Failure, store_error
+from tests.core.stores.support import commit, record, request
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The URL of a port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen: nobody else can have it
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}"
+
+
+async def test_what_only_reads_does_not_speak_of_writing(nobody: str) -> None:
+    store = RedisStore(nobody)
+    for reading in (
+        store.setup(),
+        store.inspect("r"),
+        store.fetch("r", []),
+        store.runs(RunQuery()),
+        store.claimable(ClaimQuery()),
+    ):
+        with pytest.raises(StoreUnavailable, match=f"{nobody}/0: it could not be reached ") as told:
+            await reading
+        assert "written" not in str(told.value)
+    await store.aclose()
+
+
+async def test_what_writes_says_that_nothing_was_written(nobody: str) -> None:
+    store = RedisStore(nobody)
+    told = f"{nobody}/0: nothing was written: it could not be reached "
+    for writing in (store.open_run(request()), store.delete("run"), store.health()):
+        with pytest.raises(StoreUnavailable, match=told):
+            await writing
+    (refused,) = await store.commit_many([commit(record())])
+    assert told in str(refused)
+    await store.aclose()
+
+
+def test_a_read_that_is_refused_gives_the_reason_alone() -> None:
+    failure = Failure(BusyLoadingError("Redis is loading the dataset in memory"), was_sent=True)
+    told = store_error(failure, "redis://h:1/0", "run 'r'", is_write=False)
+    assert str(told) == (
+        "run 'r': redis://h:1/0: it is loading its data (Redis is loading the dataset in memory)"
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from stroma import (
     InMemoryStore,
     Pipeline,
     RunStatus,
+    SQLiteStore,
     StoreUnavailable,
     StoreUnusable,
     StromaRunner,
@@ -24,8 +27,9 @@ from stroma import (
     fan_out,
     node,
     parallel,
+    recover,
 )
-from stroma.records import OpenRequest
+from stroma.records import ClaimQuery, OpenRequest, RunPage, UnreadableRun
 from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored, stored_run
 
 POLL = 0.02
@@ -144,6 +148,44 @@ async def test_what_does_not_fit_is_reported_once(
     assert len(left) == 4  # two runs, two workers
     assert (await stored_run(store, "old")).status is RunStatus.PENDING
     assert (await stored_run(store, "changed")).status is RunStatus.PENDING
+
+
+async def test_a_damaged_run_is_reported_once_and_keeps_no_other_waiting(
+    calls: Calls, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    store, pipeline = SQLiteStore(tmp_path / "runs.db"), Pipeline("adding", [calls.node("a")])
+    await submit(store, pipeline, "damaged")
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+        connection.execute("UPDATE runs SET epochs = 'junk'")
+    async with working(pipeline, store=store):
+        for run_id in ("1", "2"):
+            await submit(store, pipeline, run_id)
+            await until(has_status(store, run_id, RunStatus.COMPLETED))
+        await asyncio.sleep(10 * POLL)
+    (told,) = [line for line in caplog.messages if "left alone" in line]
+    assert "run 'damaged' is left alone: run 'damaged': its row cannot be read: " in told
+    assert told.endswith("restore it from a backup, or remove the run with `stroma delete --force`")
+    (left,) = (await recover(pipeline, store=store)).left_alone
+    assert (left.run_id, left.pipeline, left.version) == ("damaged", "", "")
+    await store.delete("damaged")
+    assert await recover(pipeline, store=store) == ((), ())
+    await store.aclose()
+
+
+async def test_a_run_of_a_newer_version_is_left_to_newer_programs(
+    calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = UnreadableRun("new", StoreUnusable("run 'new': format 2: update this program"))
+
+    class Store(InMemoryStore):
+        def claimable(self, query: ClaimQuery) -> RunPage:
+            return super().claimable(query)._replace(unreadable=(newer,))
+
+    store, pipeline = Store(), Pipeline("adding", [calls.node("a")])
+    await submit(store, pipeline, "old")
+    done = await recover(pipeline, store=store)
+    assert [result.run_id for result in done.results] == ["old"]
+    assert [left.reason for left in done.left_alone] == ["run 'new': format 2: update this program"]
 
 
 async def test_a_run_that_was_left_alone_is_tried_again_when_it_changes(calls: Calls) -> None:

@@ -107,3 +107,28 @@ async def kept_plan(store: PostgresStore, admin: Admin, query: ClaimQuery) -> di
 
 def nodes_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for part in plan.get("Plans", ()) for node in nodes_of(part))]
+
+
+DAMAGE = {"epochs": "'junk'", "no epochs": "'[]'"}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_a_damaged_run_is_told_and_hides_no_other(
+    store: PostgresStore, admin: Admin, schema: str, kind: str
+) -> None:
+    await submit(store, *(f"r{i}" for i in range(5)))
+    change = f"epochs = {DAMAGE[kind]} WHERE run_id IN ('r1', 'r4')"
+    await admin.execute(f'UPDATE "{schema}".stroma_runs SET {change}')
+
+    for limit in (1, 2, 3, 4, 10):
+        runs: list[str] = []
+        told: dict[str, Exception] = {}
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await store.claimable(ClaimQuery(limit=limit, cursor=cursor))
+            runs += [run.run_id for run in page.runs]
+            told |= dict(page.unreadable)
+            cursor = page.cursor or None
+        assert runs == ["r0", "r2", "r3"]
+        assert told.keys() == {"r1", "r4"}
+        assert "run 'r1': its row cannot be read" in str(told["r1"])

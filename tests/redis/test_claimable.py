@@ -294,3 +294,42 @@ class TestInACluster:
             assert await store.open_run(request("run")) is not None  # the same token, again
             await store.release("run", "alice")
             assert await found(store) == ["run"]
+
+
+DAMAGE: dict[str, Any] = {
+    "epochs": (b"epochs", b"junk"),
+    "owner's lease": (b"owner", b"alice", b"lease_expires_at", b"soon"),
+    "created_at": (b"created_at", b"long ago"),
+    "format": (b"format", b"99"),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "another type"])
+async def test_a_damaged_run_is_told_and_hides_no_other(
+    server: Address, prefix: str, client: redis.Redis, kind: str
+) -> None:
+    async with opened(server.url, key_prefix=prefix) as store:
+        await submit(store, *(f"r{i}" for i in range(5)))
+        for run_id in ("r1", "r4"):
+            key = Keys(prefix).run(run_id)
+            if kind in DAMAGE:
+                client.hset(key, items=list(DAMAGE[kind]))
+            else:
+                client.set(key, "another program's")
+
+        for query in (ClaimQuery(limit=1), ClaimQuery(limit=3), ClaimQuery(("", "another"))):
+            runs: list[str] = []
+            told: dict[str, Exception] = {}
+            cursor: str | None = ""
+            while cursor is not None:
+                page = await store.claimable(query._replace(cursor=cursor))
+                runs += [run.run_id for run in page.runs]
+                told |= dict(page.unreadable)
+                cursor = page.cursor or None
+            assert runs == ["r0", "r2", "r3"]
+            assert told.keys() == {"r1", "r4"}
+            assert "run 'r1': " in str(told["r1"])
+        assert [run.run_id for run in (await store.claimable(ClaimQuery(("none",)))).runs] == []
+        await store.delete("r1")
+        await store.delete("r4")
+        assert (await store.claimable(ANY)).unreadable == ()

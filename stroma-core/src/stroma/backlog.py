@@ -11,10 +11,10 @@ from stroma.batching import call_operation
 from stroma.checkpoint import CheckpointManager, close_store
 from stroma.config import open_shared_store
 from stroma.engine import Prepared
-from stroma.errors import ConfigError
+from stroma.errors import ConfigError, RecordCorrupt, StoreError
 from stroma.opening import not_accepted
 from stroma.pipeline import Pipeline
-from stroma.records import ClaimQuery, RunPage, RunRecord
+from stroma.records import ClaimQuery, RunPage, RunRecord, UnreadableRun
 from stroma.runner import StromaRunner, configured_runner
 
 PAGE: Final = 50
@@ -40,7 +40,7 @@ class LeftAlone(NamedTuple):
 
     Attributes:
         run_id: the run.
-        pipeline: the name of its pipeline.
+        pipeline: the name of its pipeline; "" where its record cannot be read.
         version: of the pipeline that it is of.
         reason: why, and what to do.
     """
@@ -76,7 +76,7 @@ class Backlog:
 
     def begin_again(self) -> None:
         """Have `next` begin with the oldest run."""
-        self._page: deque[RunRecord] = deque()
+        self._page: deque[RunRecord | UnreadableRun] = deque()
         self._cursor: str | None = ""
 
     async def next(self) -> Waiting | LeftAlone | None:
@@ -97,15 +97,19 @@ class Backlog:
                 return None
             await self._read(self._cursor)
 
-    def leave(self, run: RunRecord, reason: str) -> LeftAlone:
+    def leave(self, run: RunRecord | UnreadableRun, reason: str) -> LeftAlone:
         """Leave a run alone until something changes in its record."""
         self._left[run.run_id] = _signature(run)
+        if isinstance(run, UnreadableRun):
+            return LeftAlone(run.run_id, "", "", reason)
         return LeftAlone(run.run_id, run.pipeline, run.version, reason)
 
-    def _is_left(self, run: RunRecord) -> bool:
+    def _is_left(self, run: RunRecord | UnreadableRun) -> bool:
         return run.run_id in self._left and self._left[run.run_id] == _signature(run)
 
-    def _found(self, run: RunRecord) -> Waiting | LeftAlone:
+    def _found(self, run: RunRecord | UnreadableRun) -> Waiting | LeftAlone:
+        if isinstance(run, UnreadableRun):
+            return self.leave(run, _unreadable(run.error))
         known = [pipeline for pipeline in self._prepared if pipeline.name == run.pipeline]
         own = [pipeline for pipeline in known if pipeline.version == run.version]
         for pipeline in (*own, *known):
@@ -126,7 +130,7 @@ class Backlog:
         query = ClaimQuery(self._names, PAGE, cursor)
         page = await call_operation(self.manager.store, "claimable", query)
         assert isinstance(page, RunPage)
-        self._page.extend(page.runs)
+        self._page.extend((*page.unreadable, *page.runs))
         self._cursor = page.cursor or None
 
     async def _check_store(self) -> None:
@@ -144,8 +148,16 @@ class Backlog:
             )
 
 
-def _signature(run: RunRecord) -> int:
+def _unreadable(error: StoreError) -> str:
+    if not isinstance(error, RecordCorrupt):  # it is this program that cannot read it
+        return str(error)
+    return f"{error}; restore it from a backup, or remove the run with `stroma delete --force`"
+
+
+def _signature(run: RunRecord | UnreadableRun) -> int:
     """Return what changes with a run, except by being claimed and given back."""
+    if isinstance(run, UnreadableRun):
+        return hash(str(run.error))
     return hash(
         (run.status, run.version, run.epochs, run.plan, run.input_fingerprint, run.created_at)
     )

@@ -203,7 +203,8 @@ class RecordStore(Protocol):
 
         These are PENDING, or RUNNING, and nobody owns them on the store's clock: there is no
         owner, its lease has ended, or it is proved dead. The first created comes first; equal
-        times by run id. It costs no more for runs that have ended long ago.
+        times by run id. It costs no more for runs that have ended long ago. A run whose record
+        cannot be read is told in `RunPage.unreadable`, and hides no other one.
         """
         ...
 

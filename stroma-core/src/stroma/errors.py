@@ -196,4 +196,4 @@ class RecordTooLarge(StoreError):
 
 
 class RecordCorrupt(StoreError):
-    """A stored record does not have the digest that was stored with it."""
+    """A stored record cannot be read, or does not have the digest that was stored with it."""

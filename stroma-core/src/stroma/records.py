@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from stroma.cost import NO_USAGE, Usage
-from stroma.errors import RecordCorrupt
+from stroma.errors import RecordCorrupt, StoreError
 
 PLAIN_EPOCH: Final = -1
 """Epoch of records that `save` wrote by itself, outside any run."""
@@ -309,16 +309,30 @@ class RunQuery(NamedTuple):
     cursor: str = ""
 
 
+class UnreadableRun(NamedTuple):
+    """A run whose record cannot be read.
+
+    Attributes:
+        run_id: the run.
+        error: why: `RecordCorrupt`, or `StoreUnusable` where a newer version wrote it.
+    """
+
+    run_id: str
+    error: StoreError
+
+
 class RunPage(NamedTuple):
     """Some of the runs that were asked for.
 
     Attributes:
         runs: the records.
         cursor: asks for the next page; "" when this is the last.
+        unreadable: runs that `claimable` came upon and could not read.
     """
 
     runs: tuple[RunRecord, ...]
     cursor: str = ""
+    unreadable: tuple[UnreadableRun, ...] = ()
 
 
 class ClaimQuery(NamedTuple):

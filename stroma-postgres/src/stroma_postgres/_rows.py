@@ -103,8 +103,13 @@ def run_of(row: Sequence[Any]) -> RunRecord:
             created_at=row[20],
             updated_at=row[21],
         )
-    except (ValueError, TypeError, ArithmeticError) as exc:
+    except (ValueError, TypeError, ArithmeticError, RecordCorrupt) as exc:
         raise RecordCorrupt(f"run {row[0]!r}: its row cannot be read: {exc}") from exc
+
+
+def place_of(row: Sequence[Any]) -> tuple[float, str]:
+    """Return when the run of such a row was created, and its id."""
+    return row[20], row[0]
 
 
 def open_arguments(request: OpenRequest) -> Row:

@@ -20,7 +20,7 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-from stroma.stores.rules import claim_cursor_after, cursor_after, locked
+from stroma.stores.rules import cursor_after, locked, page_of_rows
 from stroma_postgres._batches import (
     add_one_arguments,
     commit_arguments,
@@ -32,7 +32,14 @@ from stroma_postgres._batches import (
 from stroma_postgres._client import Client
 from stroma_postgres._errors import is_value_error
 from stroma_postgres._options import PostgresOptions, checked_options
-from stroma_postgres._rows import fetch_arguments, open_arguments, opened_of, record_of, run_of
+from stroma_postgres._rows import (
+    fetch_arguments,
+    open_arguments,
+    opened_of,
+    place_of,
+    record_of,
+    run_of,
+)
 from stroma_postgres._setup import capabilities_of
 from stroma_postgres._statements import claiming, listing, purging
 
@@ -263,8 +270,7 @@ class PostgresStore(AsyncPlainMethods):
         if query.limit < 1:
             return RunPage(())
         rows = await self._read("listing of claimable runs", self._sql.claimable, arguments)
-        page = tuple(run_of(row[:]) for row in rows[: query.limit])
-        return RunPage(page, claim_cursor_after(page[-1]) if len(rows) > query.limit else "")
+        return page_of_rows([row[:] for row in rows], query.limit, run_of, place_of)
 
     async def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

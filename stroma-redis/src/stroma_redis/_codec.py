@@ -93,7 +93,7 @@ def run_from(run_id: str, values: Values) -> RunRecord:
                 f"{int(version)}, this one knows {FORMAT}): update this program"
             )
         return _run(run_id, [column or b"" for column in columns])
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as exc:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecordCorrupt) as exc:
         raise RecordCorrupt(f"run {run_id!r}: its record cannot be read: {exc}") from exc
 
 

@@ -309,9 +309,11 @@ class Operations:
 
     def claimable(self, query: ClaimQuery) -> Steps[RunPage]:
         """See `RecordStore.claimable`."""
-        found = yield from self._read(ClaimListing(self.keys, self._indexes, query), query.limit)
+        listing = ClaimListing(self.keys, self._indexes, query)
+        found = yield from self._read(listing, query.limit)
         page = tuple(found[: query.limit])
-        return RunPage(page, claim_cursor_after(page[-1]) if len(found) > query.limit else "")
+        cursor = claim_cursor_after(page[-1]) if len(found) > query.limit else ""
+        return RunPage(page, cursor, tuple(listing.unreadable))
 
     def _read(self, listing: Listing, limit: int) -> Steps[list[RunRecord]]:
         """Return one run more than the limit, if there are so many; none if it is not positive."""
@@ -322,7 +324,9 @@ class Operations:
             listing.read_ranges([self._value(a, "listing", is_write=False) for a in answers])
             commands = [listing.look(run_id) for run_id in listing.unread]
             answers = yield from ask(commands, is_write=False)
-            listing.read_runs([self._value(a, "listing", is_write=False) for a in answers])
+            listing.read_runs(
+                [self._looked(*each) for each in zip(listing.unread, answers, strict=True)]
+            )
         yield from ask(listing.healing, is_write=True)
         return listing.found()
 
@@ -347,6 +351,12 @@ class Operations:
 
     def _call(self, script: Script, run_id: str, *args: bytes) -> Args:
         return call(script, (self.keys.run(run_id),), *args)
+
+    def _looked(self, run_id: str, reply: Reply) -> Any:
+        """Return what a listing saw of a run: an error where something else is under its key."""
+        if isinstance(reply, Failure) and reply.is_of_its_key:
+            return self._error(reply, f"run {run_id!r}", is_write=False)
+        return self._value(reply, "listing", is_write=False)
 
     def _value(self, reply: Reply, what: str, *, is_write: bool = True) -> Any:
         if isinstance(reply, Failure):

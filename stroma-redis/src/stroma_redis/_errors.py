@@ -42,6 +42,11 @@ class Failure(NamedTuple):
         """The server said so, and did nothing."""
         return isinstance(self.error, (ResponseError, *_REFUSED_AT_LOGIN, BusyLoadingError))
 
+    @property
+    def is_of_its_key(self) -> bool:
+        """Another key may do: this one holds what no store of Stroma keeps there."""
+        return self.is_answer and _code_of(self.error) == "WRONGTYPE"
+
 
 Reply: TypeAlias = object
 """What a server answered, as bytes, numbers, None and lists of them; or a `Failure`."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from stroma.records import ClaimQuery, RunQuery, RunRecord
+from stroma.errors import RecordCorrupt, StoreError, StoreUnusable
+from stroma.records import ClaimQuery, RunQuery, RunRecord, UnreadableRun
 from stroma.stores.rules import cursor_position, matches
 from stroma_redis import _scripts as scripts
 from stroma_redis._codec import run_from, text
@@ -104,7 +106,7 @@ class Listing(ABC):
             shard.frontier = entries[-1][1] if entries else -math.inf
 
     def read_runs(self, answers: Sequence[Any]) -> None:
-        """Take in what the server said of the runs in `unread`."""
+        """Take in what the server said of the runs in `unread`, or why it did not."""
         for run_id, answer in zip(self.unread, answers, strict=True):
             run = self._read(run_id, self._scores[run_id], answer)
             if run is not None:
@@ -152,10 +154,10 @@ class RunListing(Listing):
         return (b"HMGET", self._keys.run(run_id), *_COLUMN_NAMES)
 
     def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
-        if answer[0] is None:
+        if isinstance(answer, list) and answer[0] is None:
             self.healing.append(self._indexes.heal(run_id, score, None))
             return None
-        run = run_from(run_id, answer)
+        run = _run(run_id, answer)
         if run.updated_at != score:
             self.healing.append(self._indexes.heal(run_id, score, run.updated_at))
         return run if self._is_asked_for(run) else None
@@ -184,6 +186,9 @@ class ClaimListing(Listing):
         indexes: of the store.
         query: which runs.
 
+    Attributes:
+        unreadable: runs whose records cannot be read.
+
     Raises:
         ConfigError: the query's cursor is none.
     """
@@ -192,6 +197,7 @@ class ClaimListing(Listing):
         self._keys, self._indexes = keys, indexes
         self._pipelines = tuple(text(name) for name in query.pipelines)
         self._after = cursor_position(query.cursor) if query.cursor else None
+        self.unreadable: list[UnreadableRun] = []
         shards = [keys.unfinished(i) for i in range(SHARDS)]
         super().__init__(shards, -self._after[0] if self._after else math.inf, query.limit)
 
@@ -203,10 +209,15 @@ class ClaimListing(Listing):
         if answer is None:
             self.healing.append(self._indexes.settle(run_id, score, None))
             return None
-        if not isinstance(answer, list):
-            self._settle(run_id, score, float(answer))
+        if isinstance(answer, bytes):
+            with suppress(ValueError):  # of a damaged one, which is told when it is asked for
+                self._settle(run_id, score, float(answer))
             return None
-        run = run_from(run_id, answer)
+        try:
+            run = _run(run_id, answer)
+        except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
+            self.unreadable.append(UnreadableRun(run_id, exc))
+            return None
         self._settle(run_id, score, run.created_at)
         is_on_an_earlier_page = self._after is not None and self._order(run) <= self._after
         return None if is_on_an_earlier_page else run
@@ -217,6 +228,18 @@ class ClaimListing(Listing):
 
     def _place(self, run: RunRecord) -> float:
         return -run.created_at
+
+
+def _run(run_id: str, answer: Any) -> RunRecord:
+    """Return a run of its columns.
+
+    Raises:
+        RecordCorrupt: they cannot be read.
+        StoreUnusable: a later version wrote them, or the key holds something else.
+    """
+    if isinstance(answer, StoreError):
+        raise answer
+    return run_from(run_id, answer)
 
 
 def _entries(answer: Any) -> list[tuple[str, float]]:

@@ -299,7 +299,8 @@ for _, pipeline in ipairs(ARGV) do
   if pipeline == run[5] then is_asked_for = true end
 end
 if not is_asked_for then return run[4] end
-if run[2] ~= '' and tonumber(run[3]) > tonumber(seconds_now()) then return run[4] end
+local ends = tonumber(run[3])  -- nil of a damaged one, which the caller tells
+if run[2] ~= '' and ends and ends > tonumber(seconds_now()) then return run[4] end
 return redis.call('HMGET', KEYS[1], {", ".join(f"'{name}'" for name in COLUMNS)})
 """,
 )

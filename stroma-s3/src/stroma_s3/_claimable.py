@@ -10,9 +10,11 @@ from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple
 
-from stroma.records import CLAIMABLE, ClaimQuery, RunPage, RunRecord
+from stroma.errors import RecordCorrupt
+from stroma.records import CLAIMABLE, ClaimQuery, RunPage, RunRecord, UnreadableRun
 from stroma.stores.rules import claim_cursor_after, cursor_position, is_claimable
 from stroma_s3._client import Bucket
+from stroma_s3._documents import NewerFormat
 from stroma_s3._keys import Keys, time_part
 from stroma_s3._log import RunLogs
 from stroma_s3._markers import Mark, Markers
@@ -66,15 +68,20 @@ class ClaimableRuns:
         after = cursor_position(query.cursor) if query.cursor else (0.0, "")
         limit = max(0, query.limit)
         page: list[RunRecord] = []
-        for run in self._claimable(query, after[0]) if limit else ():
+        unreadable: dict[str, UnreadableRun] = {}
+        cursor = ""
+        for run in self._claimable(query, after[0], unreadable) if limit else ():
             if query.cursor and (run.created_at, run.run_id) <= after:
                 continue
             if len(page) == limit:
-                return RunPage(tuple(page), claim_cursor_after(page[-1]))
+                cursor = claim_cursor_after(page[-1])
+                break
             page.append(run)
-        return RunPage(tuple(page))
+        return RunPage(tuple(page), cursor, tuple(unreadable.values()))
 
-    def _claimable(self, query: ClaimQuery, created_at: float) -> Iterator[RunRecord]:
+    def _claimable(
+        self, query: ClaimQuery, created_at: float, unreadable: dict[str, UnreadableRun]
+    ) -> Iterator[RunRecord]:
         """Yield what is claimable, in order, reading little more of it than is asked for."""
         marks = (m for m in self._markers.since(created_at) if self._is_worth_reading(m, query))
         read: dict[str, RunRecord] = {}
@@ -82,7 +89,9 @@ class ClaimableRuns:
         # marker may follow, or one of a run of the same moment.
         while batch := list(islice(marks, min(_BATCH, query.limit + 2))):
             for run in self._readers.map(partial(self._found, query), batch):
-                if run is not None:
+                if isinstance(run, UnreadableRun):
+                    unreadable[run.run_id] = run
+                elif run is not None:
                     read[run.run_id] = run
             yield from _taken_from(read, batch[-1].parts.time)
         yield from _taken_from(read)
@@ -95,7 +104,15 @@ class ClaimableRuns:
         is_asked_for = not query.pipelines or known.pipeline in query.pipelines
         return is_asked_for and known.held_until <= self._bucket.clock.now()
 
-    def _found(self, query: ClaimQuery, mark: Mark) -> RunRecord | None:
+    def _found(self, query: ClaimQuery, mark: Mark) -> RunRecord | UnreadableRun | None:
+        """Return the run of a marker if it is asked for, or what keeps it from being read."""
+        try:
+            return self._judged(query, mark)
+        except (RecordCorrupt, NewerFormat) as exc:  # it hides no other run
+            run_id = self._markers.run_id_of(mark)
+            return None if run_id is None else UnreadableRun(run_id, exc)
+
+    def _judged(self, query: ClaimQuery, mark: Mark) -> RunRecord | None:
         """Return the run of a marker if it is asked for; a marker that nobody needs is removed."""
         view, now = self._read(mark), self._bucket.clock.now()
         if view is None:

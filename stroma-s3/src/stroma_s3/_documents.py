@@ -20,6 +20,10 @@ _LINE_BYTES: Final = 32
 """More than the first line has."""
 
 
+class NewerFormat(StoreUnusable):
+    """A newer version wrote an object: others may be readable all the same."""
+
+
 class Located(NamedTuple):
     """A record, and where its payload is.
 
@@ -147,7 +151,7 @@ def head_size(data: bytes, key: str) -> int:
     if line is None:
         raise RecordCorrupt(f"object {key!r} was not written by stroma-s3: remove it")
     if int(line[1]) > FORMAT:
-        raise StoreUnusable(
+        raise NewerFormat(
             f"object {key!r} has format {int(line[1])}, and this version reads {FORMAT}: "
             "install a newer stroma-s3"
         )
@@ -186,7 +190,7 @@ def decode(data: bytes, run_id: str | None, slot: int, key: str) -> Entry:
             bool(members.get("is_end", False)),
             int(members["mark"]),
         )
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecordCorrupt) as exc:
         raise RecordCorrupt(f"object {key!r} of a run cannot be read: {exc!r}") from exc
     if run_id not in {None, found.run_id} or found.slot != slot:
         raise RecordCorrupt(

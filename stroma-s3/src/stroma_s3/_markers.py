@@ -69,6 +69,11 @@ class Markers:
         """Remove a marker that was listed."""
         self._bucket.delete_one(mark.key, f"marker of run {mark.parts.run}")
 
+    def run_id_of(self, mark: Mark) -> str | None:
+        """Return the id of the run that a listed marker is of, or None if it is gone."""
+        data = self._bucket.get(mark.key, f"marker of run {mark.parts.run}")
+        return None if data is None else data.decode(errors="replace")
+
     def of_log(self, run: RunRecord, log: str) -> list[str]:
         """Return the keys of all markers that are there for a log of a run."""
         listed = self._bucket.list(f"{self._keys.marks_of(run)}{log}/", f"run {run.run_id!r}")

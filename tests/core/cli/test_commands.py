@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -319,6 +321,29 @@ def test_an_owned_run_is_deleted_by_force_only(store: InMemoryStore, stroma: Com
     assert "--force" in refused.err
     assert stroma("delete", "r", "--force").code == 0
     assert store.inspect("r") is None
+
+
+def test_a_damaged_run_is_deleted_by_force_only(
+    tmp_path: Path, stroma: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STROMA_STORE", f"sqlite:///{tmp_path}/runs.db")
+
+    async def submitted() -> None:
+        store = SQLiteStore(tmp_path / "runs.db")
+        await store.open_run(OpenRequest("r", "t", "w", 1, RunRecord("r", RunStatus.PENDING)))
+        await store.aclose()
+
+    asyncio.run(submitted())
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+        connection.execute("UPDATE runs SET epochs = 'junk'")
+
+    refused = stroma("delete", "r")
+
+    assert refused.code == 1
+    assert "run 'r': its row cannot be read" in refused.err
+    assert "nobody can tell whether a worker owns it: pass --force to remove it" in refused.err
+    assert stroma("delete", "r", "--force") == Done(0, "deleted r\n", "")
+    assert stroma("runs").out == "no runs\n"
 
 
 def test_purge_removes_what_is_old_and_free(

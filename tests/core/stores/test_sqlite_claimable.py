@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stroma.errors import RecordCorrupt
 from stroma.records import ClaimQuery, RunStatus, RunUpdate
 from stroma.stores._owner_lock import OwnerLock
 from stroma.stores._sqlite_session import Session
@@ -126,4 +127,39 @@ async def _submit(database: Path) -> None:
     await store.open_run(request())
     update = RunUpdate(status=RunStatus.PENDING, release=True)
     assert await store.commit_many([commit(run_id="run", update=update)]) == [None]
+    await store.aclose()
+
+
+SUBMITTED = RunUpdate(status=RunStatus.PENDING, release=True)
+DAMAGE = {
+    "epochs": "junk",
+    "tags": "[",
+    "cost_usd": "much",
+    "created_at": "long ago",
+}
+
+
+@pytest.mark.parametrize("column", DAMAGE)
+async def test_a_damaged_run_is_told_and_hides_no_other(database: Path, column: str) -> None:
+    store = SQLiteStore(database)
+    for i in range(5):
+        await store.open_run(request(f"r{i}", created_at=100.0 + i))
+        await store.commit_many([commit(run_id=f"r{i}", update=SUBMITTED)])
+    with closing(sqlite3.connect(database)) as connection, connection:
+        change = f"UPDATE runs SET {column} = ? WHERE run_id IN ('r1', 'r4')"
+        connection.execute(change, (DAMAGE[column],))
+
+    for limit in (1, 2, 3, 4, 10):
+        page = await store.claimable(ClaimQuery(limit=limit))
+        found, unreadable = list(page.runs), list(page.unreadable)
+        while page.cursor:
+            page = await store.claimable(ClaimQuery(limit=limit, cursor=page.cursor))
+            found += page.runs
+            unreadable += page.unreadable
+        assert [run.run_id for run in found] == ["r0", "r2", "r3"]
+        told = {each.run_id: each.error for each in unreadable}
+        assert {"r1"} <= told.keys() <= {"r1", "r4"}
+        assert type(told["r1"]) is RecordCorrupt
+        assert "run 'r1': its row cannot be read" in str(told["r1"])
+        assert "r4" in told or column == "created_at"
     await store.aclose()

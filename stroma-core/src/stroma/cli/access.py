@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 from stroma._aio import settled
 from stroma.checkpoint import RecordStore, close_store, is_record_store
 from stroma.config import open_default_store, open_store
-from stroma.errors import ConfigError, RunNotFound, StoreError, StoreUnavailable
+from stroma.errors import ConfigError, RecordCorrupt, RunNotFound, StoreError, StoreUnavailable
 from stroma.records import OpenedRun, RunPage, RunQuery
 
 T = TypeVar("T")
@@ -83,7 +83,15 @@ async def delete(store: RecordStore, run_id: str, *, is_forced: bool) -> None:
         RunNotFound: the store has no such run.
         StoreError: a worker owns it, and this is not forced.
     """
-    run = (await inspect(store, run_id)).run
+    try:
+        run = (await inspect(store, run_id)).run
+    except RecordCorrupt as exc:
+        if not is_forced:
+            raise StoreError(
+                f"{exc}; nobody can tell whether a worker owns it: pass --force to remove it"
+            ) from exc
+        await settled(store.delete(run_id))
+        return
     left_seconds = run.lease_expires_at - time.time()
     if run.owner and left_seconds > 0 and not is_forced:
         raise StoreError(

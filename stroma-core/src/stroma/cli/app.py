@@ -94,7 +94,9 @@ def show(run_id: RunId, store: StoreOption = None, as_json: JsonOption = False) 
 @app.command()
 def delete(
     run_id: RunId,
-    force: Annotated[bool, typer.Option("--force", help="Even if a worker owns it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if a worker owns it, or nobody can tell.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

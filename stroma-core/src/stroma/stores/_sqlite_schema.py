@@ -160,13 +160,18 @@ def run_of(row: Row) -> RunRecord:
             spend=usage_from_row(row[12:17]),
             active_ms=row[17],
             trace_parent=row[18],
-            created_at=row[19],
+            created_at=float(row[19]),
             updated_at=row[20],
             input_payload=row[21],
             plan=row[22],
         )
-    except (ValueError, TypeError, ArithmeticError) as exc:
+    except (ValueError, TypeError, ArithmeticError, RecordCorrupt) as exc:
         raise RecordCorrupt(f"run {row[0]!r}: its row cannot be read: {exc}") from exc
+
+
+def place_of(row: Row) -> tuple[object, str]:
+    """Return when the run of such a row was created, and its id."""
+    return row[19], row[0]
 
 
 def record_row(record: CheckpointRecord, seq: int) -> Row:

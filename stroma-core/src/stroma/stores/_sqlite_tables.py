@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from stroma.clock import Clock
@@ -39,18 +39,19 @@ from stroma.stores._sqlite_schema import (
     Row,
     epochs_text,
     header_of,
+    place_of,
     record_row,
     run_of,
     run_row,
 )
 from stroma.stores.rules import (
     already_committed,
-    claim_cursor_after,
     claimed,
     cursor_after,
     is_closed_book,
     is_held,
     locked,
+    page_of_rows,
     stale,
 )
 
@@ -315,22 +316,21 @@ class Tables:
     def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
         where, values = conditions_of(query)
-        return self._page(_LIST + where + _NEWEST_FIRST, values, query.limit, cursor_after)
+        found = self._select(_LIST + where + _NEWEST_FIRST, values, query.limit)
+        page = tuple(run_of(row) for row in found[: query.limit])
+        return RunPage(page, cursor_after(page[-1]) if len(found) > query.limit else "")
 
     def claimable(self, query: ClaimQuery) -> RunPage:
         """List unfinished runs without a living owner, the first created first."""
         where, values = conditions_of_claims(query, self._now())
-        statement = _LIST_UNFINISHED + where + _OLDEST_FIRST
-        return self._page(statement, values, query.limit, claim_cursor_after)
+        found = self._select(_LIST_UNFINISHED + where + _OLDEST_FIRST, values, query.limit)
+        return page_of_rows(found, query.limit, run_of, place_of)
 
-    def _page(
-        self, statement: str, values: Row, limit: int, cursor_of: Callable[[RunRecord], str]
-    ) -> RunPage:
+    def _select(self, statement: str, values: Row, limit: int) -> list[Row]:
+        """Return what a listing finds, one row more than its limit; nothing if it asks for none."""
         if limit < 1:
-            return RunPage(())
-        found = self._execute(statement, (*values, limit + 1)).fetchall()
-        page = tuple(run_of(row) for row in found[:limit])
-        return RunPage(page, cursor_of(page[-1]) if len(found) > limit else "")
+            return []
+        return self._execute(statement, (*values, limit + 1)).fetchall()
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records."""

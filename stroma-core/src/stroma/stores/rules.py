@@ -7,9 +7,10 @@ built-in ones; a store that decides in its server (SQL, a script) follows them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-from stroma.errors import AlreadyCommitted, ConfigError, RunLocked, StaleOwner
+from stroma.errors import AlreadyCommitted, ConfigError, RecordCorrupt, RunLocked, StaleOwner
 from stroma.records import (
     CLAIMABLE,
     ClaimQuery,
@@ -19,7 +20,10 @@ from stroma.records import (
     RunQuery,
     RunRecord,
     RunStatus,
+    UnreadableRun,
 )
+
+Row = TypeVar("Row")
 
 
 def claimed(run: RunRecord, request: OpenRequest, now: float, *, is_new: bool = False) -> RunRecord:
@@ -132,6 +136,35 @@ def claimable_page(runs: Iterable[RunRecord], query: ClaimQuery, now: float) -> 
     page = tuple(found[: max(0, query.limit)])
     has_more = 0 < len(page) < len(found)
     return RunPage(page, claim_cursor_after(page[-1]) if has_more else "")
+
+
+def page_of_rows(
+    rows: Sequence[Row],
+    limit: int,
+    run_of: Callable[[Row], RunRecord],
+    place_of: Callable[[Row], tuple[object, str]],
+) -> RunPage:
+    """Return the page of claimable runs that rows of a table are; one that is damaged is told.
+
+    Args:
+        rows: what the query found, in order, one more than its limit if there are so many.
+        limit: of the query.
+        run_of: reads a row; raises `RecordCorrupt` if it cannot.
+        place_of: returns when the run of a row was created, and its id.
+    """
+    runs: list[RunRecord] = []
+    unreadable: list[UnreadableRun] = []
+    for row in rows[:limit]:
+        try:
+            runs.append(run_of(row))
+        except RecordCorrupt as exc:
+            unreadable.append(UnreadableRun(place_of(row)[1], exc))
+    cursor = ""
+    if len(rows) > limit:
+        created_at, run_id = place_of(rows[limit - 1])
+        # Times that are none come last, and no page can begin after one.
+        cursor = json.dumps([created_at, run_id]) if isinstance(created_at, float) else ""
+    return RunPage(tuple(runs), cursor, tuple(unreadable))
 
 
 def claim_cursor_after(run: RunRecord) -> str:

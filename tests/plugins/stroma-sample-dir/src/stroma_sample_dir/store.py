@@ -7,12 +7,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from stroma.checkpoint import Capabilities, Durability
-from stroma.errors import StoreError
+from stroma.errors import RecordCorrupt, StoreError, StoreUnusable
 from stroma.level0 import SyncPlainMethods
 from stroma.records import (
     CLAIMABLE,
@@ -26,6 +28,7 @@ from stroma.records import (
     RunPage,
     RunQuery,
     RunRecord,
+    UnreadableRun,
     last_result,
 )
 from stroma.stores import rules
@@ -38,6 +41,8 @@ from stroma_sample_dir.unfinished import Unfinished
 _REMOVED = "removed-"
 _NAME_LENGTH = 64
 _MAX_INDEXES = 64
+
+T = TypeVar("T")
 
 
 class DirStore(SyncPlainMethods):
@@ -143,13 +148,29 @@ class DirStore(SyncPlainMethods):
         )
 
     def claimable(self, query: ClaimQuery) -> RunPage:
-        """List unfinished runs that nobody owns, the first created first."""
+        """List unfinished runs that nobody owns, the first created first.
+
+        Of a run that cannot be read, the id is not known: it is told by the name of its folder.
+        """
+        unreadable: dict[str, UnreadableRun] = {}
+
+        def read(id_: str, reading: Callable[[], T]) -> T | None:
+            try:
+                return reading()
+            except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
+                unreadable[id_] = UnreadableRun(id_, exc)
+                return None
+
         with reported(self.folder):
-            heads = [read_head(self.folder / name) for name in self._unfinished.names()]
+            names = self._unfinished.names()
+            heads = [read(name, partial(read_head, self.folder / name)) for name in names]
         runs = [head.run for head in heads if head is not None]
         page = rules.claimable_page(runs, query, time.time())
-        with_input = (self._with_input(run) for run in page.runs)
-        return page._replace(runs=tuple(run for run in with_input if run is not None))
+        found = [read(run.run_id, partial(self._with_input, run)) for run in page.runs]
+        return page._replace(
+            runs=tuple(run for run in found if run is not None),
+            unreadable=tuple(unreadable.values()),
+        )
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records, plain ones too, and nothing else."""

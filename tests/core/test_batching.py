@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stroma import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
-from stroma.batching import MAX_BATCH, CommitBatcher
+from stroma.batching import MAX_BATCH, CommitBatcher, EagerBatcher
 from stroma.records import Commit
 
 
@@ -171,3 +171,61 @@ async def test_nothing_is_left_running_when_all_is_sent() -> None:
     await _outcomes(_send(CommitBatcher(store), "a", "b"))
     await _settle()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class TestEagerBatcher:
+    """For stores that can bear to be cut."""
+
+    async def test_a_commit_that_comes_alone_leaves_in_the_task_of_its_caller(self) -> None:
+        tasks: list[asyncio.Task[Any] | None] = []
+
+        async def store(commits: Sequence[Commit]) -> list[StoreError | None]:
+            tasks.append(asyncio.current_task())
+            return [None] * len(commits)
+
+        batcher = EagerBatcher(store)
+        assert await batcher.commit_many([Commit("a", "token")]) == [None]
+        assert await batcher.commit_many([Commit("b", "token")]) == [None]
+        assert tasks == [asyncio.current_task()] * 2
+
+    async def test_it_may_have_a_way_of_its_own(self) -> None:
+        async def alone(commit: Commit) -> StoreError | None:
+            return StoreUnavailable(commit.run_id)
+
+        batcher = EagerBatcher(Recorder(), alone)
+        (outcome,) = await batcher.commit_many([Commit("a", "token")])
+        assert str(outcome) == "a"
+
+    async def test_what_comes_meanwhile_leaves_together(self) -> None:
+        store = Recorder()
+        store.bad["c"] = StoreUnavailable("bad")
+        batcher = EagerBatcher(store)
+        tasks = [asyncio.create_task(batcher.commit_many([Commit("a", "token")]))]
+        await _settle()
+        tasks += [asyncio.create_task(batcher.commit_many([Commit(n, "token")])) for n in "bcd"]
+        await _settle()
+        store.gate.set()
+        assert await _outcomes(tasks) == [None, None, store.bad["c"], None]
+        assert store.batches == [["a"], ["b", "c", "d"]]
+
+    async def test_what_it_raises_reaches_the_caller_and_the_next_one_leaves(self) -> None:
+        async def broken(commits: Sequence[Commit]) -> list[StoreError | None]:
+            raise StoreUnavailable("gone")
+
+        batcher = EagerBatcher(broken)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="gone"):
+                await batcher.commit_many([Commit("a", "token")])
+
+    async def test_one_that_is_cut_is_sent_again_before_its_caller_is_told(self) -> None:
+        store = Recorder()
+        batcher = EagerBatcher(store)
+        task = asyncio.create_task(batcher.commit_many([Commit("a", "token")]))
+        await _settle()
+        task.cancel()
+        await _settle()
+        assert store.batches == [["a"], ["a"]]
+        assert not task.done()
+        store.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -89,6 +89,8 @@ class Client:
         Raises:
             StoreError: it was not done, or nobody knows.
         """
+        if self._is_set_up and self._borrowed is None and not self._is_closed:
+            return await self._send(what, statement, arguments, is_write=is_write)
 
         async def send() -> Answer:
             if not self._is_set_up:

@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 def capabilities_of(durability: Durability) -> Capabilities:
     """Return what a store promises on a server."""
-    return Capabilities(durability, max_payload_bytes=MAX_PAYLOAD_BYTES)
+    return Capabilities(durability, max_payload_bytes=MAX_PAYLOAD_BYTES, groups_commits=True)
 
 
 async def look(connection: Connection, sql: Statements, timeout: float) -> Found:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from stroma.batching import EagerBatcher
 from stroma.checkpoint import Capabilities, check_size
 from stroma.errors import ConfigError, OutcomeUnknown, StaleOwner, StoreError
 from stroma.level0 import AsyncPlainMethods
+from stroma.per_loop import PerLoop
 from stroma.records import (
     CheckpointRecord,
     ClaimQuery,
@@ -129,6 +131,10 @@ class PostgresStore(AsyncPlainMethods):
     def _connect_to(self, options: PostgresOptions, pool: HandedInPool | None) -> None:
         self._client = Client(options, pool)
         self._sql = self._client.sql
+        self._batchers: PerLoop[EagerBatcher] = PerLoop(self._make_batcher, _nothing_to_close)
+
+    def _make_batcher(self) -> EagerBatcher:
+        return EagerBatcher(self._commit_together, self._commit_alone)
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._client.address!r})"
@@ -176,13 +182,23 @@ class PostgresStore(AsyncPlainMethods):
     async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits by one statement; see `RecordStore.commit_many`.
 
+        A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
+        leaves together. Commits end even when their caller is cancelled.
+
         Raises:
             StoreUnavailable: nothing was written.
             OutcomeUnknown: the server did not answer.
         """
+        return await self._batchers.get().commit_many(commits)
+
+    async def _commit_alone(self, commit: Commit) -> StoreError | None:
+        if is_one_record(commit) and check_size((commit,), self.capabilities) == [None]:
+            return await self._commit_one(commit)
+        (outcome,) = await self._commit_together((commit,))
+        return outcome
+
+    async def _commit_together(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         outcomes = check_size(commits, self.capabilities)
-        if len(commits) == 1 and outcomes[0] is None and is_one_record(commits[0]):
-            return [await self._commit_one(commits[0])]
         left = [n for n, refusal in enumerate(outcomes) if refusal is None]
         is_begun = False
         for group in statements_of([commits[n] for n in left]):
@@ -314,6 +330,10 @@ class PostgresStore(AsyncPlainMethods):
 
     async def _read(self, what: str, statement: str, arguments: Sequence[Any]) -> Rows:
         return (await self._client.run(what, statement, arguments, is_write=False)).rows
+
+
+async def _nothing_to_close(batcher: EagerBatcher) -> None:
+    """Close nothing: a batcher has no connections."""
 
 
 def _saving(commits: Sequence[Commit]) -> str:

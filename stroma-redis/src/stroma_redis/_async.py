@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import TypeVar, Unpack, cast
 
 from redis.asyncio import Redis, RedisCluster
 
-from stroma.batching import CommitBatcher, CommitMany
+from stroma.batching import EagerBatcher
 from stroma.checkpoint import Capabilities
 from stroma.errors import ConfigError, StoreError
 from stroma.level0 import AsyncPlainMethods
@@ -103,7 +103,9 @@ class RedisStore(AsyncPlainMethods):
         return f"RedisStore({self._address!r}, ttl_seconds={self._options.ttl_seconds:g})"
 
     def _new_line(self) -> _LoopLine:
-        return _LoopLine(self._line(), self._commit_together)
+        line = self._line()
+        alone = partial(self._commit_alone, line)
+        return _LoopLine(line, EagerBatcher(self._commit_together, alone))
 
     def _line(self) -> Line:
         client, options = self._client, self._options
@@ -162,27 +164,19 @@ class RedisStore(AsyncPlainMethods):
         A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
         leaves together. Commits end even when their caller is cancelled.
         """
-        here = self._here()
-        if len(commits) != 1 or here.is_committing:
-            together = await asyncio.gather(*map(here.batcher.commit, commits))
-            return [outcome for outcomes in together for outcome in outcomes]
-        here.is_committing = True
-        try:
-            lone = self._operations.lone_record(commits)
-            if lone is not None:
-                (answer,) = await here.line.ask(lone)
-                if answer == 1:
-                    return [None]
-                refused = self._operations.lone_refusal(commits[0], answer)
-                if refused is not None:
-                    return [refused]
-            return await self._commit_together(commits)
-        except asyncio.CancelledError:
-            # The connection is gone, and nobody knows. The same commit again does no harm.
-            await here.batcher.commit(commits[0])
-            raise
-        finally:
-            here.is_committing = False
+        return await self._here().batcher.commit_many(commits)
+
+    async def _commit_alone(self, line: Line, commit: Commit) -> StoreError | None:
+        lone = self._operations.lone_record(commit)
+        if lone is not None:
+            (answer,) = await line.ask(lone)
+            if answer == 1:
+                return None
+            refused = self._operations.lone_refusal(commit, answer)
+            if refused is not None:
+                return refused
+        (outcome,) = await self._commit_together((commit,))
+        return outcome
 
     async def _commit_together(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         return await self._run(self._operations.commit_many(commits))
@@ -242,10 +236,9 @@ class _LoopLine:
     their loop before they close it: the one place where a library learns of the end.
     """
 
-    def __init__(self, line: Line, commit_many: CommitMany) -> None:
+    def __init__(self, line: Line, batcher: EagerBatcher) -> None:
         self.line = line
-        self.batcher = CommitBatcher(commit_many)
-        self.is_committing = False
+        self.batcher = batcher
         self._end = self._until_closed()
         with contextlib.suppress(StopIteration):  # it yields at once, and awaits nothing
             self._end.__anext__().send(None)

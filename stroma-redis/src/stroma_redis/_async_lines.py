@@ -95,11 +95,11 @@ class PooledLine:
         silence = held.silence
         silence.begin()
         try:
-            read = await self._send(held, commands)
-            if read is None:
-                replies = [1] * len(commands)
-            while read is not None and len(replies) < len(commands):
-                replies.append(await read())
+            heard = await self._send(held, commands)
+            if isinstance(heard, list):
+                return heard
+            while len(replies) < len(commands):
+                replies.append(await heard())
                 silence.begin()  # it is silence that is bounded, not the work
         except Exception as exc:  # asyncio has errors of its own where a connection breaks
             await held.connection.disconnect(nowait=True)
@@ -118,14 +118,15 @@ class PooledLine:
 
     async def _send(
         self, held: Held, commands: Sequence[tuple[bytes, ...]]
-    ) -> Callable[[], Awaitable[Reply]] | None:
-        """Send commands, and return what reads one reply, or None if all were answered by 1."""
+    ) -> list[Reply] | Callable[[], Awaitable[Reply]]:
+        """Send commands, and return the replies, or what reads one of them."""
         connection = held.connection
         if held.listener is None:
             await connection.send_packed_command(packed(commands), check_health=False)
             return partial(_reply, connection)
-        if await held.listener.ask(packed(commands), len(commands)):
-            return None
+        heard = await held.listener.ask(packed(commands), len(commands))
+        if heard is not None:
+            return heard
         return partial(read_reply, connection._reader, connection._parser.parse_error)
 
     def _in_words(self, error: Exception) -> Exception:

@@ -51,7 +51,7 @@ from stroma_redis._steps import Args, Request, Steps, ask, call, is_unknown_scri
 MAX_PAYLOAD_BYTES: Final = 512 * 1024 * 1024 - 1
 """Redis refuses an argument that is longer than its default proto-max-bulk-len, 512 MB."""
 
-_MAX_PROLONGED: Final = 10_000
+_MAX_YOUNG: Final = 10_000
 _PURGE_PAGE: Final = 200
 _HEALTH_MS: Final = b"10000"
 _ONE: Final = b"1"
@@ -79,7 +79,7 @@ class Operations:
         self._ttl_seconds = options.ttl_seconds
         self._ttl_ms = b"%d" % round(options.ttl_seconds * 1000)
         self._indexes = Indexes(self.keys, options.ttl_seconds, is_cluster=is_cluster)
-        self._prolonged_at: dict[str, float] = {}
+        self._young_until: dict[str, float] = {}
         self._asked_durability = options.durability
         self.capabilities = Capabilities(
             options.durability or Durability.PROCESS,
@@ -149,13 +149,14 @@ class Operations:
             *self._indexes.beside_claim(run_id, lease),
         ]
         asked, sweeping = self._indexes.sweeping()
+        began = time.monotonic()
         answer, *others = yield from ask((*commands, *sweeping), is_write=True)
         listed = others.pop(0) if len(commands) > 1 else None
         self._indexes.learn(listed, asked, others)
         reply = self._value(answer, f"run {run_id!r}")
         if isinstance(reply, bytes):
             assert new is not None
-            self._check_listed(run_id, listed)
+            self._take_in_claim(run_id, listed, began)
             return self._created(request, new, float(reply))
         kind = reply[0]
         if kind == b"locked":
@@ -164,14 +165,21 @@ class Operations:
         if kind != b"claimed":
             self._indexes.learn_ended(run_id, listed)
             return None if kind == b"missing" else _opened(run_id, reply)
-        self._check_listed(run_id, listed)
+        self._take_in_claim(run_id, listed, began)
         opened = _opened(run_id, reply)
         return opened._replace(is_claimed=True, status_before=RunStatus(reply[1].decode()))
 
-    def _check_listed(self, run_id: str, listed: Reply) -> None:
-        """Refuse a claim that is not listed: if its worker died, nobody would find the run."""
+    def _take_in_claim(self, run_id: str, listed: Reply, at: float) -> None:
+        """Note what a claim has prolonged.
+
+        Raises:
+            StoreError: it is not listed: if its worker died, nobody would find the run.
+        """
         if self._indexes.is_cluster:
             self._value(listed, f"run {run_id!r}: its entry in the index")
+        else:
+            self._indexes.are_prolonged(run_id)
+        self._is_prolonged(run_id, at)
 
     def _created(self, request: OpenRequest, new: RunRecord, now: float) -> OpenedRun:
         run = claimed(new, request, now, is_new=True)
@@ -197,50 +205,52 @@ class Operations:
         answers = yield from ask((*commands, *listings), is_write=True)
         for i, answer in zip(sent, answers, strict=False):
             if answer != 1:
-                self._prolonged_at.pop(commits[i].run_id, None)
+                self._young_until.pop(commits[i].run_id, None)
                 outcomes[i] = self._refusal(commits[i], answer)
         done = [commits[i] for i in sent if outcomes[i] is None]
         self._indexes.learn_commits(wanted, done, answers[len(sent) :])
         return outcomes
 
-    def lone_record(self, commits: Sequence[Commit]) -> Request | None:
-        """Return the request of a commit that comes alone and only adds one record, as most do.
+    def lone_record(self, commit: Commit) -> Request | None:
+        """Return the request of a commit that only adds one record, as most do.
 
         It is answered by 1, or see `lone_refusal`.
         """
-        if len(commits) != 1:
-            return None
-        run_id, token, records, update = commits[0]
+        run_id, token, records, update = commit
         if update is not None or not token or len(records) != 1:
             return None
-        if len(records[0][1]) > MAX_PAYLOAD_BYTES or self._indexes.is_due(run_id):
+        if len(records[0][1]) > MAX_PAYLOAD_BYTES:
             return None
-        return Request((self._add(run_id, token, records[0]),), True)
+        is_ageing = self._is_ageing(run_id)
+        if is_ageing and self._indexes.is_due(run_id):
+            return None
+        return Request((self._add(run_id, token, records[0], is_ageing=is_ageing),), True)
 
     def lone_refusal(self, commit: Commit, answer: Reply) -> StoreError | None:
         """Return why a lone record was not added; None if the server has forgotten the script."""
-        self._prolonged_at.pop(commit.run_id, None)
+        self._young_until.pop(commit.run_id, None)
         return None if is_unknown_script(answer) else self._refusal(commit, answer)
 
-    def _add(self, run_id: str, token: str, record: CheckpointRecord) -> Args:
-        prolong = _ONE if self._is_ageing(run_id) else _NONE
+    def _add(self, run_id: str, token: str, record: CheckpointRecord, *, is_ageing: bool) -> Args:
+        if is_ageing:
+            self._is_prolonged(run_id, time.monotonic())
+        prolong = _ONE if is_ageing else _NONE
         return self._call(scripts.ADD, run_id, token.encode(), *record_args(*record), prolong)
 
     def _is_ageing(self, run_id: str) -> bool:
-        """Say whether a commit has to prolong a run's life: not soon after it did so before."""
-        now = time.monotonic()
-        if now - self._prolonged_at.get(run_id, -math.inf) < self._ttl_seconds * SLACK:
-            return False
-        if len(self._prolonged_at) >= _MAX_PROLONGED:
-            self._prolonged_at.clear()
-        self._prolonged_at[run_id] = now
-        return True
+        """Say whether a commit has to prolong a run's life: not soon after it was prolonged."""
+        return time.monotonic() >= self._young_until.get(run_id, -math.inf)
+
+    def _is_prolonged(self, run_id: str, at: float) -> None:
+        if len(self._young_until) >= _MAX_YOUNG:
+            self._young_until.clear()
+        self._young_until[run_id] = at + self._ttl_seconds * SLACK
 
     def _commit(self, commit: Commit) -> Args:
         run_id, token, records, update = commit
         if update is None and token and len(records) == 1:
-            return self._add(run_id, token, records[0])
-        self._prolonged_at.pop(run_id, None)
+            return self._add(run_id, token, records[0], is_ageing=self._is_ageing(run_id))
+        self._young_until.pop(run_id, None)
         change, status, columns = _NONE, b"", list[bytes]()
         if update is not None and token:
             change = b"2" if update.release else _ONE

@@ -56,7 +56,11 @@ class Indexes:
         key = self._keys.run(run_id)
         if self.is_cluster:
             return call(script, (key,), *args)
-        return call(script, (key, *self._of(run_id)), *args)
+        return call(script, (key, *self._keys.indexes_of(run_id)), *args)
+
+    def are_prolonged(self, run_id: str) -> None:
+        """Note that the indexes that list a run outlive it, as a claim or `LIST` sees to."""
+        self._listed_at[self._keys.index_of(run_id)] = time.monotonic()
 
     def beside_claim(self, run_id: str, lease: bytes) -> list[Args]:
         """Return what lists a run that is being claimed, if need be, and samples the index."""
@@ -127,7 +131,7 @@ class Indexes:
 
     def unlist(self, run_id: str) -> list[Args]:
         """Return what removes a run that is being deleted."""
-        return [(b"ZREM", key, run_id.encode()) for key in self._of(run_id)]
+        return [(b"ZREM", key, run_id.encode()) for key in self._keys.indexes_of(run_id)]
 
     def heal(self, run_id: str, seen: float, right: float | None) -> Args:
         """Return what puts an entry right in the index of all runs; None if the run has gone."""
@@ -136,11 +140,6 @@ class Indexes:
     def settle(self, run_id: str, seen: float, right: float | None) -> Args:
         """Return the same for the index of unfinished runs; None if the run has gone or ended."""
         return self._settle(run_id, _score(seen), _score(right))
-
-    def _of(self, run_id: str) -> tuple[bytes, bytes]:
-        index = self._keys.index_of(run_id)
-        self._listed_at[index] = time.monotonic()
-        return index, self._keys.unfinished_of(run_id)
 
     def _list(
         self,
@@ -151,9 +150,10 @@ class Indexes:
         is_updated: bool = False,
         sample: int = 0,
     ) -> Args:
+        self.are_prolonged(run_id)
         return call(
             scripts.LIST,
-            self._of(run_id),
+            self._keys.indexes_of(run_id),
             run_id.encode(),
             self._ttl_ms,
             lease,
@@ -163,7 +163,7 @@ class Indexes:
         )
 
     def _heal(self, run_id: str, seen: bytes, right: bytes) -> Args:
-        keys = (self._keys.index_of(run_id), self._keys.unfinished_of(run_id))
+        keys = self._keys.indexes_of(run_id)
         return call(scripts.HEAL, keys, run_id.encode(), seen, right)
 
     def _settle(self, run_id: str, seen: bytes, right: bytes) -> Args:

@@ -40,6 +40,10 @@ class Keys(NamedTuple):
         """Return the key of the sorted set that lists a run until it ends."""
         return _unfinished_key(self.prefix, run_id)
 
+    def indexes_of(self, run_id: str) -> tuple[bytes, bytes]:
+        """Return both, in the order in which scripts take them."""
+        return self.index_of(run_id), self.unfinished_of(run_id)
+
     def shard(self, number: int) -> bytes:
         """Return the key of one of the sorted sets."""
         return f"{self.prefix}:index:{{{number}}}".encode()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, NamedTuple
 
+from stroma_redis._errors import Reply
+
 _DONE: Final = b":1\r\n"
 """What a commit is answered when it is written, in version 2 of the Redis protocol."""
+_END: Final = b"\r\n"
 
 
 class Listener(asyncio.Protocol):
     """Stands between a connection and its stream.
 
     Most requests are commits, and their replies are the number 1, which comes in one piece.
-    Telling that takes one comparison. All other replies go on into the stream.
+    Telling that takes one comparison. A claim of a new run is answered by a text as short. All
+    other replies go on into the stream.
 
     Args:
         stream: the protocol that the connection was opened with.
@@ -27,8 +31,8 @@ class Listener(asyncio.Protocol):
         self._stream = stream
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[bool] | None = None
-        self._expected = b""
+        self._waiter: asyncio.Future[list[Reply] | None] | None = None
+        self._count = 0
         self.is_silent = True
 
     @classmethod
@@ -41,7 +45,7 @@ class Listener(asyncio.Protocol):
             transport.set_protocol(found)
         return found
 
-    def ask(self, data: bytes, count: int) -> asyncio.Future[bool]:
+    def ask(self, data: bytes, count: int) -> asyncio.Future[list[Reply] | None]:
         """Send commands.
 
         Args:
@@ -49,32 +53,31 @@ class Listener(asyncio.Protocol):
             count: how many there are.
 
         Returns:
-            Whether all were answered by 1. If not, the replies come by the stream, as far as the
-            connection does not break.
+            Their replies, if they were heard here. If not, they come by the stream, as far as
+            the connection does not break.
         """
-        self._expected = _DONE * count
+        self._count = count
         self._waiter = waiter = self._loop.create_future()
         self._transport.write(data)
         return waiter
 
     def data_received(self, data: bytes) -> None:
         """Hear a reply, or a part of one."""
-        if self._waiter is not None and data == self._expected:
-            self._answer(True)
-        else:
+        replies = None if self._waiter is None else replies_in(data, self._count)
+        if replies is None:
             self._stream.data_received(data)
-            self._answer(False)
+        self._answer(replies)
 
     def eof_received(self) -> bool | None:
         """Hear that the server says no more."""
         keep_open: bool | None = self._stream.eof_received()
-        self._answer(False)
+        self._answer(None)
         return keep_open
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the connection broke, or was closed."""
         self._stream.connection_lost(exc)
-        self._answer(False)
+        self._answer(None)
 
     def pause_writing(self) -> None:
         """Hear that the server does not keep up."""
@@ -84,12 +87,23 @@ class Listener(asyncio.Protocol):
         """Hear that it does again."""
         self._stream.resume_writing()
 
-    def _answer(self, is_done: bool) -> None:
+    def _answer(self, replies: list[Reply] | None) -> None:
         waiter, self._waiter = self._waiter, None
-        if not is_done:
+        if replies is None:
             self.is_silent = False
         if waiter is not None and not waiter.done():
-            waiter.set_result(is_done)
+            waiter.set_result(replies)
+
+
+def replies_in(data: bytes, count: int) -> list[Reply] | None:
+    """Return the replies to some commands if each of them is 1, or the only one a whole text."""
+    if data == _DONE * count:
+        return [1] * count
+    if count == 1 and data[:1] == b"$" and data[-2:] == _END:
+        size, _, rest = data[1:-2].partition(_END)
+        if size.isdigit() and int(size) == len(rest):
+            return [rest]
+    return None
 
 
 class Silence:

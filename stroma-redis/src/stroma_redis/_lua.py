@@ -64,14 +64,16 @@ end
 LISTING: Final = f"""
 {UNFINISHED_RUNS}
 {OUTLIVE}
-local function list(run_id, status, created_at, now, keep_ms)
+local function list(run_id, status, created_at, now, keep_ms, is_claim)
   local index, unfinished = KEYS[2], KEYS[3]
   if not index then return end
-  redis.call('ZADD', index, now, run_id)
-  outlive(index, keep_ms)
+  -- A claim looks after the lives of the indexes. Later, an entry that is there still shows that
+  -- they are, too; a run that lasts is listed again by `LIST`, before they end.
+  if redis.call('ZADD', index, now, run_id) == 1 or is_claim then outlive(index, keep_ms) end
   if UNFINISHED[status] then
-    redis.call('ZADD', unfinished, place(created_at), run_id)
-    outlive(unfinished, keep_ms)
+    if redis.call('ZADD', unfinished, place(created_at), run_id) == 1 or is_claim then
+      outlive(unfinished, keep_ms)
+    end
   else
     redis.call('ZREM', unfinished, run_id)
   end

@@ -102,7 +102,7 @@ if not status then
   redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
     'lease_expires_at', lease, 'created_at', created_at, 'updated_at', now, unpack(ARGV, 9))
   redis.call('PEXPIRE', key, keep_ms)
-  list(ARGV[7], 'RUNNING', created_at, now, keep_ms)
+  list(ARGV[7], 'RUNNING', created_at, now, keep_ms, true)
   return now
 end
 if status == 'COMPLETED' and ARGV[5] == '0' then
@@ -114,7 +114,7 @@ end
 redis.call('HSET', key, 'status', 'RUNNING', 'owner', token, 'holder', holder, 'keep_ms', keep_ms,
   'lease_expires_at', lease, 'updated_at', now)
 redis.call('PEXPIRE', key, keep_ms)
-list(ARGV[7], 'RUNNING', run[5], now, keep_ms)
+list(ARGV[7], 'RUNNING', run[5], now, keep_ms, true)
 return {'claimed', status, contents(key)}
 """,
 )
@@ -167,6 +167,9 @@ if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
 local fields, ids = {}, {}
+local function set(...)
+  for _, part in ipairs({...}) do fields[#fields + 1] = part end
+end
 for at = 7, last_arg, 3 do
   local name, is_new = ARGV[at], true
   if token ~= '' then
@@ -180,32 +183,27 @@ for at = 7, last_arg, 3 do
     ids[name] = id
   end
   if is_new then
-    local count = #fields
     written = written + 1
-    fields[count + 1] = 'h:' .. name
-    fields[count + 2] = written .. ' ' .. ARGV[at + 1]
-    fields[count + 3] = 'p:' .. name
-    fields[count + 4] = ARGV[at + 2]
+    set('h:' .. name, written .. ' ' .. ARGV[at + 1], 'p:' .. name, ARGV[at + 2])
   end
 end
 if #fields > 0 then
-  fields[#fields + 1] = 'written'
-  fields[#fields + 1] = written
-  for first = 1, #fields, 2000 do
-    redis.call('HSET', key, unpack(fields, first, math.min(first + 1999, #fields)))
-  end
+  set('written', written)
 elseif token == '' then
   return 1
 end
-if token ~= '' and change ~= '0' then
-  local now = seconds_now()
+local now = token ~= '' and change ~= '0' and seconds_now()
+if now then
+  set('updated_at', now, unpack(ARGV, last_arg + 1))
   if change == '2' then
     keep_ms = ARGV[2]
-    redis.call('HSET', key, 'updated_at', now, 'owner', '', 'holder', '', 'lease_expires_at', '0',
-      'keep_ms', keep_ms, unpack(ARGV, last_arg + 1))
-  else
-    redis.call('HSET', key, 'updated_at', now, unpack(ARGV, last_arg + 1))
+    set('owner', '', 'holder', '', 'lease_expires_at', '0', 'keep_ms', keep_ms)
   end
+end
+for first = 1, #fields, 2000 do
+  redis.call('HSET', key, unpack(fields, first, math.min(first + 1999, #fields)))
+end
+if now then
   list(ARGV[5], ARGV[4] ~= '' and ARGV[4] or run[4], run[5], now, keep_ms)
 end
 redis.call('PEXPIRE', key, keep_ms)

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from stroma_redis._errors import Reply
 
-_EVERY: Final = 8
+_EVERY: Final = 32
 _AT_ONCE: Final = 2 * _EVERY
-_MAX_WAITING: Final = 64
+_MAX_WAITING: Final = 4 * _AT_ONCE
 
 
 class Entry(NamedTuple):
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 class Sweep:
     """Rides on claims: each adds one entry to the index at the most, and they look at two each.
 
-    Every eighth claim samples sixteen entries of the sorted set that it writes to. The next claim
+    Every 32nd claim samples 64 entries of the sorted set that it writes to. The next claim
     asks whether the runs of the old ones among them exist, and the one after that removes those
     that do not, unless their entry has changed meanwhile. Nobody waits for it. Where runs expire
     as fast as new ones come, about half of the entries are of expired ones at the most.

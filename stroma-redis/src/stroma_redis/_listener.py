@@ -98,7 +98,8 @@ class Listener(asyncio.Protocol):
 def replies_in(data: bytes, count: int) -> list[Reply] | None:
     """Return the replies to some commands if each of them is 1, or the only one a whole text."""
     if data == _DONE * count:
-        return [1] * count
+        done: list[Reply] = [1]
+        return done * count
     if count == 1 and data[:1] == b"$" and data[-2:] == _END:
         size, _, rest = data[1:-2].partition(_END)
         if size.isdigit() and int(size) == len(rest):

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from stroma.errors import StaleOwner
+from stroma_redis._async_lines import PooledLine
 from tests.core.stores.support import commit, record, request
 from tests.redis.support import opened
 from tests.servers.redis import Address
@@ -92,3 +93,24 @@ async def test_a_reply_that_nobody_asked_for_answers_nothing(server: Address, pr
         assert await store.commit_many([commit(record(path="b"))]) == [None]
         (refused,) = await store.commit_many([commit(record(path="c"), token="mallory")])
         assert isinstance(refused, StaleOwner)
+
+        relay.adds = b":1\r\n"
+        claimed = await store.open_run(request("another"))
+        assert claimed is not None
+        assert claimed.is_new
+        (refused,) = await store.commit_many([commit(record("another"), token="mallory")])
+        assert isinstance(refused, StaleOwner)
+
+
+async def test_a_claim_of_a_new_run_is_heard_without_a_stream(server: Address, prefix: str) -> None:
+    """Otherwise the connection would be looked at before the next commit, which takes as long."""
+    async with opened(server.url, key_prefix=prefix) as store:
+        await store.open_run(request())
+        await store.commit_many([commit(record())])
+        line = store._here().line
+        assert isinstance(line, PooledLine)
+        for number in range(3):
+            await store.open_run(request(f"run-{number}"))
+            held = line._at_hand
+            assert held is not None
+            assert held.is_sound

@@ -14,23 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from stroma.cost import NO_USAGE
-from stroma.records import (
-    CheckpointRecord,
-    Commit,
-    OpenRequest,
-    RecordHeader,
-    RunRecord,
-    RunStatus,
-    RunUpdate,
-    digest_of,
-    unique_id,
-)
+from stroma.records import CheckpointRecord, RunStatus, RunUpdate
 from stroma_s3 import S3Store
 from stroma_s3._client import Conditional
 from stroma_s3._documents import FORMAT
 from stroma_s3._keys import Keys
+from tests.core.stores import support
+from tests.core.stores.support import commit, request
 from tests.servers.s3 import S3Server
+
+__all__ = [
+    "DONE",
+    "Held",
+    "commit",
+    "counted",
+    "events_of",
+    "headers_of",
+    "keys_in",
+    "known_bucket",
+    "new_bucket",
+    "record",
+    "request",
+    "verdict_on",
+    "vouch",
+]
 
 DONE = RunUpdate(status=RunStatus.COMPLETED, release=True)
 
@@ -98,20 +105,6 @@ def keys_in(server: S3Server, bucket: str, prefix: str = "") -> list[str]:
     return [key for key in found if not key.endswith(MARKER)]
 
 
-def request(
-    run_id: str = "run",
-    token: str = "alice",
-    *,
-    lease_seconds: float = 60.0,
-    must_exist: bool = False,
-    reopen: bool = False,
-    **columns: Any,
-) -> OpenRequest:
-    """Return a claim by a worker that is named like its token."""
-    new = None if must_exist else RunRecord(run_id, RunStatus.PENDING, **columns)
-    return OpenRequest(run_id, token, f"worker {token}", int(lease_seconds * 1000), new, reopen)
-
-
 def record(
     path: str = "node",
     *,
@@ -120,33 +113,7 @@ def record(
     commit_id: str = "",
     payload: bytes = b'{"text":"x"}',
 ) -> CheckpointRecord:
-    header = RecordHeader(
-        run_id,
-        0,
-        path,
-        "result",
-        0,
-        position,
-        commit_id or unique_id(),
-        path,
-        "tests:Note",
-        "0123456789abcdef",
-        digest_of(payload),
-        NO_USAGE,
-        1.5,
-        "",
-        1_000_000.25,
-    )
-    return CheckpointRecord(header, payload)
-
-
-def commit(
-    *records: CheckpointRecord,
-    run_id: str = "run",
-    token: str = "alice",
-    update: RunUpdate | None = None,
-) -> Commit:
-    return Commit(run_id, token, records, update)
+    return support.record(run_id, path, position=position, commit_id=commit_id, payload=payload)
 
 
 async def headers_of(store: S3Store, run_id: str = "run") -> list[str]:

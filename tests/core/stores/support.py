@@ -13,19 +13,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from stroma._aio import settled
-from stroma.cost import NO_USAGE, Usage
-from stroma.records import (
-    CheckpointRecord,
-    Commit,
-    OpenRequest,
-    RecordHeader,
-    RecordKind,
-    RunRecord,
-    RunStatus,
-    RunUpdate,
-    digest_of,
-    unique_id,
-)
+from stroma.records import OpenRequest
+from stroma.testing import _values
+from stroma.testing._values import commit, new_run, record
+
+__all__ = [
+    "Awaited",
+    "ManualClock",
+    "Note",
+    "commit",
+    "in_child",
+    "new_run",
+    "record",
+    "request",
+]
 
 
 class Note(BaseModel):
@@ -69,65 +70,11 @@ class Awaited:
         return call
 
 
-def new_run(run_id: str = "run", **columns: Any) -> RunRecord:
-    return RunRecord(run_id, RunStatus.PENDING, **columns)
-
-
 def request(
-    run_id: str = "run",
-    token: str = "alice",
-    *,
-    lease_seconds: float = 60.0,
-    must_exist: bool = False,
-    reopen: bool = False,
-    **columns: Any,
+    run_id: str = "run", token: str = "alice", *, lease_seconds: float = 60.0, **others: Any
 ) -> OpenRequest:
     """Return a claim by a worker that is named like its token."""
-    new = None if must_exist else new_run(run_id, **columns)
-    return OpenRequest(run_id, token, f"worker {token}", int(lease_seconds * 1000), new, reopen)
-
-
-def record(
-    run_id: str = "run",
-    path: str = "node",
-    *,
-    epoch: int = 0,
-    kind: RecordKind = "result",
-    attempt: int = 0,
-    position: int = 0,
-    commit_id: str = "",
-    payload: bytes = b'{"text":"x"}',
-    usage: Usage = NO_USAGE,
-) -> CheckpointRecord:
-    header = RecordHeader(
-        run_id,
-        epoch,
-        path,
-        kind,
-        attempt,
-        position,
-        commit_id or unique_id(),
-        path,
-        "tests:Note",
-        "0123456789abcdef",
-        digest_of(payload),
-        usage,
-        1.5,
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        1_000_000.25,
-    )
-    return CheckpointRecord(header, payload)
-
-
-def commit(
-    *records: CheckpointRecord,
-    run_id: str = "",
-    token: str = "alice",
-    update: RunUpdate | None = None,
-) -> Commit:
-    return Commit(
-        run_id or (records[0].header.run_id if records else "run"), token, records, update
-    )
+    return _values.request(run_id, token, lease_seconds=lease_seconds, **others)
 
 
 def in_child(body: Callable[[], object]) -> Child:

@@ -373,6 +373,7 @@ TRIPLE: Any = (1, 2, 3)
         (lambda: Pipeline("p", [Calls().node("a")], upcasters={"a": NUMBER}), "upcaster of 'a'"),
         (lambda: PriceTable({"m": NUMBER}, "ours"), "the prices of model 'm' must be two"),
         (lambda: PriceTable({"m": TRIPLE}, "ours"), "must be two"),
+        (lambda: PriceTable({"m": (1, 2)}, NUMBER), "the source of a price must be a str, not int"),
     ],
 )
 def test_what_cannot_be_used_is_refused_where_it_is_written(wrong: Any, message: str) -> None:

@@ -270,6 +270,7 @@ async def test_prices_in_floats_are_exact_dollars(calls: Calls) -> None:
         Price(Decimal("NaN"), Decimal(1), "x"),
         Price(Decimal(-1), Decimal(1), "x"),
         Price("dear", Decimal(1), "x"),  # type: ignore[arg-type]
+        Price(Decimal(1), Decimal(1), None),  # type: ignore[arg-type]
     ],
 )
 async def test_a_pricer_that_fails_is_passed_over_and_the_output_kept(
@@ -286,6 +287,13 @@ async def test_a_pricer_that_fails_is_passed_over_and_the_output_kept(
     assert (result.status, result.cost_usd, calls["a"]) == (RunStatus.COMPLETED, Decimal(1), 1)
     assert "broken" in caplog.text
     assert "passed over" in caplog.text
+
+
+async def test_a_model_of_any_name_does_not_cost_the_answer(store: Any, calls: Calls) -> None:
+    odd = _priced(model="gpt-4o\ud800\0")
+    for status in (RunStatus.COMPLETED, RunStatus.RESUMED):
+        result = await make_runner(store).run([calls.node("a", odd)], Number(), run_id="r")
+        assert (result.status, calls["a"]) == (status, 1)
 
 
 async def test_common_models_are_priced_without_a_pricer(calls: Calls) -> None:

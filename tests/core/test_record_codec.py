@@ -17,18 +17,21 @@ from stroma.record_codec import (
     run_from_json,
     run_to_json,
     storable,
+    usage_from_row,
+    usage_to_row,
 )
 from stroma.records import Epoch, RecordHeader, RunRecord, RunStatus
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NAMES = TEXT.filter(lambda text: "\0" not in text)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 USAGES = st.builds(
     Usage,
     st.integers(0, 10**12),
     st.integers(0, 10**12),
     st.none() | st.decimals(0, 10**6, places=9),
-    TEXT,
-    TEXT,
+    NAMES,
+    NAMES,
 )
 EPOCHS = st.lists(st.builds(Epoch, st.integers(0), st.integers(0), st.booleans()), min_size=1)
 RUNS = st.builds(
@@ -103,3 +106,10 @@ def test_what_was_never_written_is_corrupt(data: bytes) -> None:
 
 def test_free_text_becomes_what_every_store_takes() -> None:
     assert storable("a\ud800b\0c") == "a\\ud800b\\x00c"
+    assert storable("a\x1f\n\N{EURO SIGN}") == "a\x1f\n\N{EURO SIGN}"
+
+
+def test_names_in_a_usage_become_what_every_store_takes() -> None:
+    row = usage_to_row(Usage(1, 2, None, "a\ud800", "b\0"))
+    assert row == (1, 2, "", "a\\ud800", "b\\x00")
+    assert usage_from_row(row) == Usage(1, 2, None, "a\\ud800", "b\\x00")

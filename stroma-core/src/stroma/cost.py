@@ -97,12 +97,13 @@ class PriceTable:
         source: where they are from.
 
     Raises:
-        ConfigError: a price is negative or no number.
+        ConfigError: a price is negative or no number, or the source no text.
     """
 
     def __init__(
         self, prices: Mapping[str, tuple[Decimal | float | str, Decimal | float | str]], source: str
     ) -> None:
+        _check_source(source)
         self._prices: dict[str, Price] = {}
         for model, pair in prices.items():
             if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -115,6 +116,11 @@ class PriceTable:
     def __call__(self, model: str, input_tokens: int, output_tokens: int, /) -> Price | None:
         """Return the price of a model, or None."""
         return self._prices.get(model)
+
+
+def _check_source(source: object) -> None:
+    if not isinstance(source, str):
+        raise ConfigError(f"the source of a price must be a str, not {type(source).__name__}")
 
 
 def _usd(model: str, value: Decimal | float | str) -> Decimal:
@@ -182,6 +188,7 @@ def _ask(pricer: Pricer, usage: Usage) -> Price | None:
     if price is None:
         return None
     try:
+        _check_source(price.source)
         return Price(
             _usd(usage.model, price.input_usd), _usd(usage.model, price.output_usd), price.source
         )

@@ -237,6 +237,21 @@ COMMITS = (
         ("test_free_text_of_any_kind_is_kept",),
     ),
     Defect(
+        "model-without-surrogates",
+        "payloads",
+        "an answer whose model's name holds a lone surrogate is refused, and bought again",
+        SQLITE,
+        (
+            Edit(
+                "_sqlite_schema.py",
+                _ROW,
+                "    usage = (*usage_to_row(header.usage)[:3], *header.usage[3:])\n"
+                "    return (*header[:11], *usage, *header[12:], seq, payload)",
+            ),
+        ),
+        ("test_names_of_models_of_any_kind_are_kept",),
+    ),
+    Defect(
         "cost-as-float",
         "usage",
         "costs are kept as floats",

@@ -146,6 +146,26 @@ class RunClauses:
         assert run.holder.startswith("host a")
         assert _claimed_by(kit, f"other {odd}").holder.startswith("other a")
 
+    def test_names_of_models_of_any_kind_are_kept(self, kit: Kit) -> None:
+        """A model's name and a price's source, from a node, never cost the answer paid for."""
+        odd = "a\0b \ud800 \N{GRINNING FACE}"
+        kit.store.open_run(request())
+        usage = Usage(1, 2, Decimal("0.5"), f"model {odd}", f"source {odd}")
+        result = record(usage=usage)
+        update = RunUpdate(status=RunStatus.COMPLETED, spend=usage, release=True)
+        outcome = kit.store.commit(commit(result, update=update))
+        assert outcome is None, (
+            f"a model's name with NUL and a lone surrogate: {outcome!r}; the result that was paid "
+            "for is lost, and bought again by every start. Keep such text as `storable` has it"
+        )
+        found = kit.store.inspect("run")
+        for kept in (found.headers[0].usage, found.run.spend):
+            assert kept[:3] == usage[:3], f"{usage} came back as {kept}"
+            assert kept.model.startswith("model a"), f"the model is {kept.model!r}"
+            assert kept.price_source.startswith("source a")
+            assert "\N{GRINNING FACE}" in kept.model
+        assert found.last is not None and found.last.payload == result.payload
+
     def test_an_update_changes_what_it_names(self, kit: Kit) -> None:
         """An update sets the columns that it names, leaves the others, and says when."""
         before = kit.store.open_run(request(**COLUMNS)).run

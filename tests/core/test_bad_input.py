@@ -266,6 +266,9 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
         {"pricers": 3},
         {"lease_seconds": 0},
         {"lease_seconds": float("nan")},
+        {"lease_seconds": 31_536_001},
+        {"lease_seconds": 1e308},
+        {"lease_seconds": 10**400},
         {"resume": "perhaps"},
         {"tags": "abc"},
         {"node_timeouts": {"a": -1}},
@@ -280,6 +283,10 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         StromaRunner.quick(store=InMemoryStore(), **options)
+
+
+def test_a_lease_may_last_a_year() -> None:
+    assert StromaRunner.quick(lease_seconds=31_536_000).config.lease_seconds == 365 * 86400
 
 
 def test_options_of_a_store_need_a_store() -> None:

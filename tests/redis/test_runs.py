@@ -9,7 +9,13 @@ import pytest
 import redis
 
 from stroma import StromaRunner
-from stroma.errors import AlreadyCommitted, OutcomeUnknown, RunNotFound, StaleOwner
+from stroma.errors import (
+    AlreadyCommitted,
+    OutcomeUnknown,
+    RunNotFound,
+    StaleOwner,
+    StoreUnusable,
+)
 from stroma.records import RecordKey, RunQuery
 from stroma.testing import TcpProxy
 from stroma_redis import RedisStore, SyncRedisStore
@@ -125,6 +131,18 @@ class TestLife:
             assert client.pttl(key) > 2_050_000
             await store.commit_many([commit(run_id="run", update=DONE)])
             assert client.pttl(key) <= 1000
+
+    async def test_a_lease_that_no_server_can_keep_is_refused_and_nothing_written(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            with pytest.raises(StoreUnusable, match=r"nothing was written.* too long"):
+                await store.open_run(request("run", lease_seconds=1e15))
+            assert keys_of(client, prefix) == []
+            before = (await store.open_run(request("run"))).run
+            with pytest.raises(StoreUnusable, match=r"nothing was written.* too long"):
+                await store.renew([("run", before.owner)], 10**18)
+            assert (await store.inspect("run")).run == before
 
     async def test_a_run_that_expired_is_not_found(
         self, server: Address, prefix: str, client: redis.Redis

@@ -32,6 +32,8 @@ from stroma.schemas import describe
 from stroma.trace import TraceOptions
 
 DEFAULT_LEASE_SECONDS = 60.0
+MAX_LEASE_SECONDS = 365 * 86400.0
+"""A run whose worker is gone for a year is nobody's; and stores keep no time without end."""
 
 
 def default_save_policy() -> FailurePolicy:
@@ -108,7 +110,8 @@ class RunConfig(BaseModel):
         save_policy: how often and after what delay a failed save is tried again.
         trace: bounds and contents of the trace.
         tags: words for listing runs.
-        lease_seconds: how long the run stays this worker's without a sign of life.
+        lease_seconds: how long the run stays this worker's without a sign of life; a year,
+            31,536,000, at the most.
         disabled_plugins: names of plugins whose hooks, classifiers and pricers are not used.
         clock: where times are from.
         random: numbers from 0 up to 1, for the jitter of delays.
@@ -135,7 +138,9 @@ class RunConfig(BaseModel):
     save_policy: FailurePolicy = Field(default_factory=default_save_policy)
     trace: TraceOptions = Field(default_factory=TraceOptions)
     tags: tuple[str, ...] = ()
-    lease_seconds: float = Field(default=DEFAULT_LEASE_SECONDS, gt=0, allow_inf_nan=False)
+    lease_seconds: float = Field(
+        default=DEFAULT_LEASE_SECONDS, gt=0, le=MAX_LEASE_SECONDS, allow_inf_nan=False
+    )
     disabled_plugins: frozenset[str] = frozenset()
     clock: SkipValidation[Clock] = SYSTEM_CLOCK
     random: Random = SYSTEM_RANDOM

@@ -10,6 +10,9 @@ from stroma.records import CLAIMABLE as UNFINISHED
 MARGIN_MS: Final = 60_000
 """A run outlives the lease of its owner by this, however short its time to live is."""
 
+LONGEST_MS: Final = 10**13
+"""Nothing is kept for longer, some 300 years: what Lua writes with more digits is no integer."""
+
 SLACK: Final = 1 / 16
 """The share of its time to live for which the life of an owned run is not prolonged again."""
 
@@ -41,7 +44,9 @@ local function later(now, ms)
   return string.format('%.6f', tonumber(now) + ms / 1000)
 end
 local function kept_for(ttl_ms, lease_ms)
-  return math.ceil(math.max(ttl_ms * {1 + SLACK}, lease_ms + {MARGIN_MS}))
+  local kept_ms = math.ceil(math.max(ttl_ms * {1 + SLACK}, lease_ms + {MARGIN_MS}))
+  if kept_ms > {LONGEST_MS} then error('a lease of ' .. lease_ms .. ' ms is too long') end
+  return kept_ms
 end
 """
 

@@ -275,6 +275,19 @@ def test_an_owner_whose_lease_has_ended_is_shown_as_such(
     assert told in stroma("show", "r").out
 
 
+@pytest.mark.parametrize("seconds", [1e12, 1e308])
+def test_times_after_the_year_9999_are_shown_as_seconds(
+    store: InMemoryStore, clock: FakeClock, stroma: Command, seconds: float
+) -> None:
+    clock.time = seconds
+    store.open_run(OpenRequest("r", "token", "worker 7", 60_000, RunRecord("r", RunStatus.PENDING)))
+
+    assert f"{seconds:g} s after 1970" in stroma("runs").out
+    assert f"worker 7 until {seconds:g} s after 1970" in stroma("show", "r").out
+    (run,) = stroma("runs", "--json").json["runs"]
+    assert run["updated_at"] == run["lease_expires_at"] == f"{seconds:g} s after 1970"
+
+
 def test_a_result_that_a_later_epoch_left_behind_is_not_recorded_any_more(
     store: InMemoryStore, stroma: Command
 ) -> None:

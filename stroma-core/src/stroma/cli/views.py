@@ -122,7 +122,10 @@ def total_usage(headers: Iterable[RecordHeader]) -> Usage:
 def _time(seconds: float) -> str | None:
     if not seconds:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # it is no time, or after the year 9999
+        return f"{seconds:g} s after 1970"
 
 
 def seconds_of(text: str) -> float:

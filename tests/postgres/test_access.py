@@ -148,3 +148,19 @@ class TestSockets:
     async def test_a_socket_that_is_not_there(self, tmp_path: Path) -> None:
         refused = await refusal(PostgresStore(f"postgresql://postgres@/postgres?host={tmp_path}"))
         assert isinstance(refused, StoreUnavailable)
+
+
+class TestUrls:
+    async def test_options_of_the_store_and_settings_of_the_server(
+        self, guarded: ServerProcess
+    ) -> None:
+        dsn = address_of(guarded).dsn
+        settings = "application_name=by-url&options=-c%20geqo%3Doff"
+        store = PostgresStore(f"{dsn}?schema=by_options&{settings}&table_prefix=a_")
+        await store.save("run", "node", Note())
+        connection = await store._client._lenders.get().acquire()
+        assert await connection.fetchval("SELECT current_setting('application_name')") == "by-url"
+        assert await connection.fetchval("SELECT current_setting('geqo')") == "off"
+        assert await connection.fetchval("SELECT to_regclass('by_options.a_runs') IS NOT NULL")
+        await store._client._lenders.get().give_back(connection)
+        await store.aclose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 import traceback
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asyncpg import connect_utils
 from pydantic import ValidationError
 
 from stroma.config import open_store
@@ -16,6 +19,7 @@ from stroma.errors import ConfigError
 from stroma.registry import StoreRegistry
 from stroma_postgres import PostgresOptions, PostgresStore, migrations_sql
 from stroma_postgres._plugin import PostgresFactory, stroma_register_stores
+from stroma_postgres._url import PARAMETERS
 
 DSN = "postgresql://app:s3cret@db.example:5432/app"
 
@@ -176,6 +180,73 @@ class TestUrls:
             assert "percent-encoded" in said or "begin with postgresql://" in said
 
 
+class TestOptionsInTheUrl:
+    def test_they_are_the_stores_and_the_rest_is_the_drivers(self) -> None:
+        query = "sslmode=require&schema=work&application_name=a%20b&max_connections=3&x.y=z"
+        for options in (
+            PostgresOptions(dsn=f"{DSN}?{query}"),
+            PostgresFactory().options.model_validate(PostgresFactory().from_url(f"{DSN}?{query}")),
+        ):
+            assert options.dsn == f"{DSN}?sslmode=require&application_name=a%20b&x.y=z"
+            assert (options.schema_name, options.max_connections) == ("work", 3)
+
+    def test_a_url_with_options_alone_is_a_plain_one_for_the_driver(self) -> None:
+        options = PostgresOptions(dsn=f"{DSN}?table_prefix=a_&migrate=false")
+        assert (options.dsn, options.table_prefix, options.migrate) == (DSN, "a_", False)
+
+    def test_the_defaults_of_the_class_contradict_nothing(self) -> None:
+        for store in (
+            PostgresStore(f"{DSN}?schema=work&max_connections=3"),
+            PostgresStore(f"{DSN}?schema=work", schema="work", max_connections=3),
+            open_store(f"{DSN}?schema=work", {"max_connections": 3}),
+        ):
+            assert isinstance(store, PostgresStore)
+            options = store._client._options
+            assert (options.schema_name, options.max_connections) == ("work", 3)
+
+    @pytest.mark.parametrize(
+        ("query", "options", "problem"),
+        [
+            ("max_connections=0", {}, "max_connections: Input should be greater than or equal"),
+            ("max_connections=few", {}, "max_connections: Input should be a valid integer"),
+            ("migrate=perhaps", {}, "migrate: Input should be a valid boolean"),
+            ("schema=", {}, "schema '' must match"),
+            ("schema=a.b", {}, "schema 'a.b' must match"),
+            ("schema=a&schema=b", {}, "the URL says schema twice"),
+            ("schema=a", {"schema": "b"}, "schema is given in the URL and beside it"),
+            ("connect_options=x", {}, "connect_options cannot stand in a URL"),
+            ("dsn=x", {}, "dsn cannot stand in a URL"),
+            ("shema=a", {}, "did you mean 'schema'?"),
+            ("max_conections=1", {}, "did you mean 'max_connections'?"),
+            ("command_timeout=1", {}, "did you mean 'command_timeout_seconds'?"),
+            ("Password=a", {}, "did you mean 'password'?"),
+            ("keepalives=1", {}, "the URL has 'keepalives' after \"?\""),
+        ],
+    )
+    def test_a_wrong_one_is_named(self, query: str, options: dict[str, Any], problem: str) -> None:
+        for refuse in (
+            lambda: PostgresStore(f"{DSN}?{query}", **options),
+            lambda: open_store(f"{DSN}?{query}", options),
+        ):
+            with pytest.raises(ConfigError) as refused:
+                refuse()
+            assert problem in str(refused.value)
+            assert "s3cret" not in str(refused.value)
+
+    def test_the_command_line_says_that_it_was_called_wrongly(self) -> None:
+        command = [sys.executable, "-m", "stroma", "runs"]
+        done = subprocess.run(
+            [*command, "--store", f"{DSN}?max_connections=0"], capture_output=True, text=True
+        )
+        assert (done.returncode, "max_connections" in done.stderr) == (2, True)
+
+    def test_what_the_driver_reads_there_is_all_known(self) -> None:
+        """By its source, as its documentation names only some."""
+        read = set(re.findall(r"'(\w+)' in query", inspect.getsource(connect_utils)))
+        assert "password" in read
+        assert read <= PARAMETERS
+
+
 class TestSecrets:
     def texts(self) -> Iterator[str]:
         store = PostgresStore(DSN, connect_options={"password": "s3cret"})
@@ -192,4 +263,27 @@ class TestSecrets:
     def test_the_server_is_named_without_it(self) -> None:
         assert (
             repr(PostgresStore(DSN)) == "PostgresStore('postgresql://app:***@db.example:5432/app')"
+        )
+
+    @pytest.mark.parametrize(
+        "query",
+        ["pasword=s3cret", "schema=a&sslpassw=s3cret", "colour=s3cret", "PGPASSWORD=s3cret"],
+    )
+    def test_a_parameter_that_is_none_is_refused_without_its_value(self, query: str) -> None:
+        for refuse in (
+            lambda: PostgresStore(f"{DSN}?{query}"),
+            lambda: open_store(f"{DSN}?{query}"),
+            lambda: PostgresOptions(dsn=f"{DSN}?{query}"),
+        ):
+            with pytest.raises((ConfigError, ValidationError)) as refused:
+                refuse()
+            said = "".join(traceback.format_exception(refused.value, chain=True, limit=0))
+            assert "s3cret" not in said
+            assert f"{query.rsplit('&', maxsplit=1)[-1].partition('=')[0]!r}" in said
+
+    def test_values_that_may_be_secret_are_not_shown(self) -> None:
+        query = "password=s3cret&sslpassword=s3cret&options=-c%20a.b%3Ds3cret&a.b=s3cret&user=u"
+        assert repr(PostgresStore(f"postgresql://h/app?{query}")) == (
+            "PostgresStore('postgresql://h/app?password=***&sslpassword=***&options=***&a.b=***"
+            "&user=u')"
         )

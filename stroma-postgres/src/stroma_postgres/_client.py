@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import asyncpg
 
 from stroma.checkpoint import Durability
-from stroma.config import mask_passwords
 from stroma.errors import StoreError, StoreUnusable
 from stroma.per_loop import PerLoop
 from stroma_postgres._errors import (
@@ -32,6 +31,7 @@ from stroma_postgres._pool import (
 )
 from stroma_postgres._setup import look, migrate
 from stroma_postgres._statements import Statements, statements
+from stroma_postgres._url import shown
 
 if TYPE_CHECKING:
     from stroma_postgres._pool import Connection, HandedInPool, Rows
@@ -53,7 +53,7 @@ class Client:
         self._options = options
         self._names = names_of(options.schema_name, options.table_prefix)
         self.sql: Statements = statements(self._names)
-        self.address = "the pool's server" if pool else mask_passwords(options.dsn)
+        self.address = "the pool's server" if pool else shown(options.dsn)
         self.durability = Durability.FSYNC
         self._pool_loop: asyncio.AbstractEventLoop | None = getattr(pool, "_loop", None)
         self._hot = (self.sql.open, self.sql.add_one, self.sql.commit_one, self.sql.commit)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from stroma.config import mask_passwords
 from stroma.errors import ConfigError
+from stroma.schemas import describe
+from stroma_postgres._url import check_url, take_options
 
 MAX_PREFIX_BYTES: Final = 40
 """PostgreSQL cuts identifiers to 63 bytes; the longest name after the prefix needs some."""
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_IDENTIFIER_BYTES: Final = 63
-
-_SCHEMES: Final = ("postgresql", "postgres")
-_HOST: Final = re.compile(r"(?:\[[^\[\]]+\]|[^:\[\]]+)(?::(.*))?")
-_ENCODE: Final = (
-    "it cannot be read: write postgresql://user:password@host:5432/database, with every special "
-    "character of the password percent-encoded"
-)
 
 _SET_BY_THE_STORE: Final = (
     "dsn",
@@ -43,7 +45,8 @@ class PostgresOptions(BaseModel):
 
     Attributes:
         dsn: where the database is, as libpq and asyncpg read it, with ``sslmode``,
-            ``sslrootcert``, ``sslcert`` and ``sslkey`` if need be. It may hold a password, whose
+            ``sslrootcert``, ``sslcert`` and ``sslkey`` if need be; after "?" it may also have
+            any other option of these but ``connect_options``. It may hold a password, whose
             special characters are percent-encoded, and is not printed.
         schema: the PostgreSQL schema that holds the tables.
         table_prefix: begins the names of tables and functions.
@@ -78,12 +81,20 @@ class PostgresOptions(BaseModel):
     migrate: bool = True
     connect_options: Mapping[str, Any] = Field(default_factory=dict, repr=False)
 
-    @field_validator("dsn")
+    @model_validator(mode="before")
     @classmethod
-    def _check_dsn(cls, value: str) -> str:
-        if value:  # without one, the driver looks at PGHOST and the like
-            _check_url(value)
-        return value
+    def _read_url(cls, data: Any) -> Any:
+        # Without a URL, the driver looks at PGHOST and the like.
+        if not isinstance(data, Mapping) or not isinstance(data.get("dsn"), str) or not data["dsn"]:
+            return data
+        options = dict(data)
+        check_url(options["dsn"])
+        options["dsn"], in_url = take_options(options["dsn"], options_by_name(cls))
+        for name, value in in_url.items():
+            if name in options and str(options[name]) != value:
+                raise ValueError(f"{name} is given in the URL and beside it: give it once")
+            options.setdefault(name, value)
+        return options
 
     @field_validator("schema_name")
     @classmethod
@@ -104,46 +115,6 @@ class PostgresOptions(BaseModel):
         return value
 
 
-def _check_url(dsn: str) -> None:
-    """Refuse what the driver would misread; what is wrong is said without repeating it.
-
-    A special character in a password moves the parts of the URL, and the driver's messages then
-    quote pieces of the password as a port, a path or a setting.
-    """
-    if not dsn.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
-        raise ValueError("it must begin with postgresql:// or postgres://")
-    try:
-        parts = urlsplit(dsn)
-        settings = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-    except ValueError:
-        raise ValueError(_ENCODE) from None
-    _, at, hosts = parts.netloc.rpartition("@")
-    ports = settings.get("port", "").split(",")
-    if (
-        "#" in dsn
-        or dsn.count("@") != len(at)  # one that is not before the host is in the wrong part
-        or re.search(r"[\s\[\]]", dsn.rpartition("@")[0])
-        or not all(map(_is_place, hosts.split(",")) if hosts else ())
-        or not all(each == "" or _is_port(each) for each in ports)
-        or _is_shown_in_part(parts.query)
-    ):
-        raise ValueError(_ENCODE)
-
-
-def _is_place(host: str) -> bool:
-    match = _HOST.fullmatch(host)
-    return match is not None and (not match[1] or _is_port(match[1]))
-
-
-def _is_port(text: str) -> bool:
-    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65_536
-
-
-def _is_shown_in_part(query: str) -> bool:
-    """Say whether `mask_passwords` would take the end of a password for something else."""
-    return "password" in query.lower() and re.search(r"[;'\"\s]", query) is not None
-
-
 def check_identifier(value: str, option: str, max_bytes: int = MAX_PREFIX_BYTES) -> str:
     """Return a name that goes into SQL.
 
@@ -158,17 +129,25 @@ def check_identifier(value: str, option: str, max_bytes: int = MAX_PREFIX_BYTES)
     return value
 
 
-def checked_options(options: Mapping[str, Any]) -> PostgresOptions:
+def options_by_name(model: type[PostgresOptions]) -> dict[str, FieldInfo]:
+    """Return the options by the names that users write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def checked_options(given: Mapping[str, Any]) -> PostgresOptions:
     """Return the options that a caller gave by keyword.
+
+    Args:
+        given: by the names of the options. One that has its default may be in the URL instead.
 
     Raises:
         ConfigError: one of them is wrong; the message names it and leaves secrets out.
     """
+    fields = options_by_name(PostgresOptions)
+    options = {name: value for name, value in given.items() if value != fields[name].default}
     try:
         return PostgresOptions.model_validate(options)
     except ValidationError as exc:
         # Not chained: pydantic repeats the values, and one of them may be a password.
-        problems = "; ".join(
-            f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors()
-        )
+        problems = "; ".join(describe(exc, whole=""))
         raise ConfigError(f"PostgresStore: {mask_passwords(problems)}") from None

@@ -195,7 +195,10 @@ class RecordStore(Protocol):
         ...
 
     def runs(self, query: RunQuery) -> MaybeAwaitable[RunPage]:
-        """List runs, the last updated first; equal times by run id."""
+        """List runs, the last updated first; equal times by run id.
+
+        A run whose record cannot be read is told in `RunPage.unreadable`, and hides no other one.
+        """
         ...
 
     def claimable(self, query: ClaimQuery) -> MaybeAwaitable[RunPage]:
@@ -214,6 +217,8 @@ class RecordStore(Protocol):
 
     def purge(self, query: RunQuery) -> MaybeAwaitable[int]:
         """Remove the runs that a query finds, up to its limit, except owned ones.
+
+        A run whose record cannot be read stays: nobody can tell whether a worker owns it.
 
         Returns:
             How many were removed.

@@ -327,7 +327,7 @@ class RunPage(NamedTuple):
     Attributes:
         runs: the records.
         cursor: asks for the next page; "" when this is the last.
-        unreadable: runs that `claimable` came upon and could not read.
+        unreadable: runs that the listing came upon and could not read.
     """
 
     runs: tuple[RunRecord, ...]

@@ -192,7 +192,9 @@ class Operations:
         """See `RecordStore.inspect`."""
         command = self._call(scripts.INSPECT, run_id)
         (answer,) = yield from ask((command,), is_write=False)
-        reply = self._value(answer, f"run {run_id!r}", is_write=False)
+        reply = self._of_one_key(run_id, answer)
+        if isinstance(reply, StoreError):
+            raise reply
         return None if reply[0] == b"missing" else _opened(run_id, reply)
 
     def commit_many(self, commits: Sequence[Commit]) -> Steps[list[StoreError | None]]:
@@ -313,9 +315,11 @@ class Operations:
 
     def runs(self, query: RunQuery) -> Steps[RunPage]:
         """See `RecordStore.runs`."""
-        found = yield from self._read(RunListing(self.keys, self._indexes, query), query.limit)
+        listing = RunListing(self.keys, self._indexes, query)
+        found = yield from self._read(listing, query.limit)
         page = tuple(found[: query.limit])
-        return RunPage(page, cursor_after(page[-1]) if len(found) > query.limit else "")
+        cursor = cursor_after(page[-1]) if len(found) > query.limit else ""
+        return RunPage(page, cursor, tuple(listing.unreadable))
 
     def claimable(self, query: ClaimQuery) -> Steps[RunPage]:
         """See `RecordStore.claimable`."""
@@ -335,7 +339,7 @@ class Operations:
             commands = [listing.look(run_id) for run_id in listing.unread]
             answers = yield from ask(commands, is_write=False)
             listing.read_runs(
-                [self._looked(*each) for each in zip(listing.unread, answers, strict=True)]
+                [self._of_one_key(*each) for each in zip(listing.unread, answers, strict=True)]
             )
         yield from ask(listing.healing, is_write=True)
         return listing.found()
@@ -362,11 +366,14 @@ class Operations:
     def _call(self, script: Script, run_id: str, *args: bytes) -> Args:
         return call(script, (self.keys.run(run_id),), *args)
 
-    def _looked(self, run_id: str, reply: Reply) -> Any:
-        """Return what a listing saw of a run: an error where something else is under its key."""
+    def _of_one_key(self, run_id: str, reply: Reply) -> Any:
+        """Return what was read of a run alone: an error where something else is under its key."""
         if isinstance(reply, Failure) and reply.is_of_its_key:
-            return self._error(reply, f"run {run_id!r}", is_write=False)
-        return self._value(reply, "listing", is_write=False)
+            error = self._error(reply, f"run {run_id!r}", is_write=False)
+            corrupt = RecordCorrupt(str(error))
+            corrupt.__cause__ = reply.error
+            return corrupt
+        return self._value(reply, f"run {run_id!r}", is_write=False)
 
     def _value(self, reply: Reply, what: str, *, is_write: bool = True) -> Any:
         if isinstance(reply, Failure):

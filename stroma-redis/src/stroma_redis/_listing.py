@@ -59,6 +59,7 @@ class Listing(ABC):
 
     Attributes:
         unread: ids of runs that entries name, whose records are to be read next.
+        unreadable: runs whose records cannot be read.
         healing: the commands that put entries right. Nothing depends on their success.
     """
 
@@ -70,6 +71,7 @@ class Listing(ABC):
         self._scores: dict[str, float] = {}
         self._found: list[RunRecord] = []
         self.unread: list[str] = []
+        self.unreadable: list[UnreadableRun] = []
         self.healing: list[Args] = []
 
     @abstractmethod
@@ -78,7 +80,12 @@ class Listing(ABC):
 
     @abstractmethod
     def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
-        """Return the run that an entry names, if it is asked for; have the entry put right."""
+        """Return the run that an entry names, if it is asked for; have the entry put right.
+
+        Raises:
+            RecordCorrupt: the run cannot be read.
+            StoreUnusable: a later version wrote it.
+        """
 
     @abstractmethod
     def _place(self, run: RunRecord) -> float:
@@ -108,7 +115,11 @@ class Listing(ABC):
     def read_runs(self, answers: Sequence[Any]) -> None:
         """Take in what the server said of the runs in `unread`, or why it did not."""
         for run_id, answer in zip(self.unread, answers, strict=True):
-            run = self._read(run_id, self._scores[run_id], answer)
+            try:
+                run = self._read(run_id, self._scores[run_id], answer)
+            except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
+                self.unreadable.append(UnreadableRun(run_id, exc))
+                continue
             if run is not None:
                 self._found.append(run)
         self.unread = []
@@ -186,9 +197,6 @@ class ClaimListing(Listing):
         indexes: of the store.
         query: which runs.
 
-    Attributes:
-        unreadable: runs whose records cannot be read.
-
     Raises:
         ConfigError: the query's cursor is none.
     """
@@ -197,7 +205,6 @@ class ClaimListing(Listing):
         self._keys, self._indexes = keys, indexes
         self._pipelines = tuple(text(name) for name in query.pipelines)
         self._after = cursor_position(query.cursor) if query.cursor else None
-        self.unreadable: list[UnreadableRun] = []
         shards = [keys.unfinished(i) for i in range(SHARDS)]
         super().__init__(shards, -self._after[0] if self._after else math.inf, query.limit)
 
@@ -213,11 +220,7 @@ class ClaimListing(Listing):
             with suppress(ValueError):  # of a damaged one, which is told when it is asked for
                 self._settle(run_id, score, float(answer))
             return None
-        try:
-            run = _run(run_id, answer)
-        except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
-            self.unreadable.append(UnreadableRun(run_id, exc))
-            return None
+        run = _run(run_id, answer)
         self._settle(run_id, score, run.created_at)
         is_on_an_earlier_page = self._after is not None and self._order(run) <= self._after
         return None if is_on_an_earlier_page else run
@@ -234,8 +237,8 @@ def _run(run_id: str, answer: Any) -> RunRecord:
     """Return a run of its columns.
 
     Raises:
-        RecordCorrupt: they cannot be read.
-        StoreUnusable: a later version wrote them, or the key holds something else.
+        RecordCorrupt: they cannot be read, or the key holds something else.
+        StoreUnusable: a later version wrote them.
     """
     if isinstance(answer, StoreError):
         raise answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from typing import Any, Final
 
 from stroma.errors import RecordCorrupt
@@ -154,14 +155,14 @@ def run_of(row: Row) -> RunRecord:
             tags=tuple(json.loads(row[5])),
             owner=row[6],
             holder=row[7],
-            lease_expires_at=row[9],
+            lease_expires_at=float(row[9]),
             epochs=epochs_from_text(row[10]),
             input_fingerprint=row[11],
             spend=usage_from_row(row[12:17]),
-            active_ms=row[17],
+            active_ms=float(row[17]),
             trace_parent=row[18],
             created_at=float(row[19]),
-            updated_at=row[20],
+            updated_at=float(row[20]),
             input_payload=row[21],
             plan=row[22],
         )
@@ -172,6 +173,14 @@ def run_of(row: Row) -> RunRecord:
 def place_of(row: Row) -> tuple[object, str]:
     """Return when the run of such a row was created, and its id."""
     return row[19], row[0]
+
+
+def updated_place_of(row: Row) -> tuple[float, str]:
+    """Return when the run of such a row was updated, and its id.
+
+    A time that is none, of a damaged run, is later than all others, as SQLite sorts it.
+    """
+    return row[20] if isinstance(row[20], float) else math.inf, row[0]
 
 
 def record_row(record: CheckpointRecord, seq: int) -> Row:

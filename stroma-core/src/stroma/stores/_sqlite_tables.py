@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from stroma.clock import Clock
-from stroma.errors import StoreError
+from stroma.errors import RecordCorrupt, StoreError
 from stroma.record_codec import storable, usage_to_row
 from stroma.records import (
     PLAIN_EPOCH,
@@ -43,11 +45,11 @@ from stroma.stores._sqlite_schema import (
     record_row,
     run_of,
     run_row,
+    updated_place_of,
 )
 from stroma.stores.rules import (
     already_committed,
     claimed,
-    cursor_after,
     is_closed_book,
     is_held,
     locked,
@@ -128,9 +130,9 @@ _LIST: Final = (
 )
 # Without being told, SQLite reads every unfinished run by its status, and sorts them.
 _LIST_UNFINISHED: Final = _LIST.replace("FROM runs ", "FROM runs INDEXED BY runs_unfinished ")
-_LIST_IDS: Final = "SELECT run_id FROM runs WHERE "
-_NEWEST_FIRST: Final = " ORDER BY updated_at DESC, run_id LIMIT ?"
-_OLDEST_FIRST: Final = " ORDER BY created_at, run_id LIMIT ?"
+_LIST_WITHOUT_DOCUMENTS: Final = "SELECT " + RUN_COLUMNS + ", x'', x'' FROM runs WHERE "  # noqa: S608
+_NEWEST_FIRST: Final = " ORDER BY updated_at DESC, run_id"
+_OLDEST_FIRST: Final = " ORDER BY created_at, run_id"
 _DELETE: Final = (
     "DELETE FROM records WHERE run_id = ?",
     "DELETE FROM run_documents WHERE run_id = ?",
@@ -317,8 +319,7 @@ class Tables:
         """List runs, the last updated first; equal times by run id."""
         where, values = conditions_of(query)
         found = self._select(_LIST + where + _NEWEST_FIRST, values, query.limit)
-        page = tuple(run_of(row) for row in found[: query.limit])
-        return RunPage(page, cursor_after(page[-1]) if len(found) > query.limit else "")
+        return page_of_rows(found, query.limit, run_of, updated_place_of)
 
     def claimable(self, query: ClaimQuery) -> RunPage:
         """List unfinished runs without a living owner, the first created first."""
@@ -330,7 +331,7 @@ class Tables:
         """Return what a listing finds, one row more than its limit; nothing if it asks for none."""
         if limit < 1:
             return []
-        return self._execute(statement, (*values, limit + 1)).fetchall()
+        return self._execute(statement + " LIMIT ?", (*values, limit + 1)).fetchall()
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all its records."""
@@ -338,18 +339,26 @@ class Tables:
             self._execute(statement, (run_id,))
 
     def purge(self, query: RunQuery) -> int:
-        """Remove runs that a query finds and nobody owns, up to its limit."""
+        """Remove runs that a query finds and nobody owns, up to its limit; no unreadable ones."""
         where, values = conditions_of(query)
-        statement = _LIST_IDS + where + IS_FREE + _NEWEST_FIRST
-        found = self._execute(statement, (*values, self._now(), query.limit)).fetchall()
-        for (run_id,) in found:
+        statement = _LIST_WITHOUT_DOCUMENTS + where + IS_FREE + _NEWEST_FIRST
+        found = self._execute(statement, (*values, self._now()))
+        doomed = list(islice(_ids_of_readable(found), max(0, query.limit)))
+        for run_id in doomed:
             self.delete(run_id)
-        return len(found)
+        return len(doomed)
 
     def touch(self) -> None:
         """Write without changing anything, to see whether writing works."""
         (version,) = self._execute("PRAGMA user_version").fetchone()
         self._execute(f"PRAGMA user_version = {int(version)}")
+
+
+def _ids_of_readable(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the ids of the runs of which the whole row can be read, and so whether it is owned."""
+    for row in rows:
+        with suppress(RecordCorrupt):
+            yield run_of(row).run_id
 
 
 def _changes(run_id: str, update: RunUpdate, now: float) -> Row:

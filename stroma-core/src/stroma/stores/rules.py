@@ -144,13 +144,13 @@ def page_of_rows(
     run_of: Callable[[Row], RunRecord],
     place_of: Callable[[Row], tuple[object, str]],
 ) -> RunPage:
-    """Return the page of claimable runs that rows of a table are; one that is damaged is told.
+    """Return the page of runs that rows of a table are; one that is damaged is told.
 
     Args:
         rows: what the query found, in order, one more than its limit if there are so many.
         limit: of the query.
         run_of: reads a row; raises `RecordCorrupt` if it cannot.
-        place_of: returns when the run of a row was created, and its id.
+        place_of: returns the time that the rows are in the order of, and the id of the run.
     """
     runs: list[RunRecord] = []
     unreadable: list[UnreadableRun] = []
@@ -161,9 +161,9 @@ def page_of_rows(
             unreadable.append(UnreadableRun(place_of(row)[1], exc))
     cursor = ""
     if len(rows) > limit:
-        created_at, run_id = place_of(rows[limit - 1])
-        # Times that are none come last, and no page can begin after one.
-        cursor = json.dumps([created_at, run_id]) if isinstance(created_at, float) else ""
+        time, run_id = place_of(rows[limit - 1])
+        # No page can begin after a time that is none: these come last.
+        cursor = json.dumps([time, run_id]) if isinstance(time, float) else ""
     return RunPage(tuple(runs), cursor, tuple(unreadable))
 
 

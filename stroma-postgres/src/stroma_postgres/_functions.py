@@ -329,8 +329,8 @@ $body$;"""
 def _purge(at: Names) -> str:
     return f"""
 CREATE OR REPLACE FUNCTION {at.of(PURGE)}(
-    p_statuses text[], p_pipeline text, p_tag text, p_updated_before double precision,
-    p_after_time double precision, p_after_id text, p_limit bigint
+    p_ids text[], p_statuses text[], p_pipeline text, p_tag text,
+    p_updated_before double precision
 ) RETURNS integer
 LANGUAGE plpgsql
 {_SETTINGS}
@@ -338,18 +338,16 @@ AS $body$
 DECLARE
     v_ids text[];
 BEGIN
-    -- A run that is locked now is being used now.
+    -- The caller has read these runs. They are judged again as they are now; one that is locked
+    -- now is being used now.
     SELECT coalesce(array_agg(f.run_id), '{{}}') INTO v_ids FROM (
         SELECT x.run_id FROM {at.runs} x
-        WHERE (cardinality(p_statuses) = 0 OR x.status = ANY (p_statuses))
+        WHERE x.run_id = ANY (p_ids)
+            AND (cardinality(p_statuses) = 0 OR x.status = ANY (p_statuses))
             AND (p_pipeline IS NULL OR x.pipeline = p_pipeline)
             AND (p_tag IS NULL OR p_tag = ANY (x.tags))
             AND (p_updated_before IS NULL OR x.updated_at < p_updated_before)
-            AND (p_after_time IS NULL OR x.updated_at < p_after_time
-                OR (x.updated_at = p_after_time AND x.run_id > p_after_id))
             AND NOT (x.owner <> '' AND x.lease_expires_at > {_NOW})
-        ORDER BY x.updated_at DESC, x.run_id
-        LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS f;
     DELETE FROM {at.runs} WHERE run_id = ANY (v_ids);

@@ -112,6 +112,11 @@ def place_of(row: Sequence[Any]) -> tuple[float, str]:
     return row[20], row[0]
 
 
+def updated_place_of(row: Sequence[Any]) -> tuple[float, str]:
+    """Return when the run of such a row was updated, and its id."""
+    return row[21], row[0]
+
+
 def open_arguments(request: OpenRequest) -> Row:
     """Return the arguments of `open_v1`."""
     new = request.new

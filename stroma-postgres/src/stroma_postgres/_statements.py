@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from stroma.record_codec import storable
@@ -57,6 +58,7 @@ class Statements(NamedTuple):
         release: ownership of one that owns.
         fetch: records by key.
         list_runs: runs, up to the conditions.
+        list_without_documents: the same, without what of a run is large.
         claimable: runs that a worker may take up, after a place.
         delete: `delete_v1`.
         purge: `purge_v1`.
@@ -75,6 +77,7 @@ class Statements(NamedTuple):
     release: str
     fetch: str
     list_runs: str
+    list_without_documents: str
     claimable: str
     delete: str
     purge: str
@@ -98,9 +101,10 @@ def statements(at: Names) -> Statements:
         f"updated_at = {_EPOCH_NOW} WHERE run_id = $1 AND owner = $2",
         fetch=_fetch(at),
         list_runs=f"SELECT {names(RUN)} FROM {at.runs}",
+        list_without_documents=f"SELECT {_without_documents()} FROM {at.runs}",
         claimable=_claimable(at),
         delete=f"SELECT {at.of(DELETE)}($1)",
-        purge=f"SELECT {at.of(PURGE)}($1, $2, $3, $4, $5, $6, $7)",
+        purge=f"SELECT {at.of(PURGE)}($1, $2, $3, $4, $5)",
         touch=f"UPDATE {at.migrations} SET checked_at = clock_timestamp()",
     )
 
@@ -177,6 +181,11 @@ def _fetch(at: Names) -> str:
     )
 
 
+def _without_documents() -> str:
+    documents = {"input_payload", "plan"}
+    return ", ".join("''::bytea" if c.name in documents else c.name for c in RUN)
+
+
 def _claimable(at: Names) -> str:
     """Return the statement that reads the index of unfinished runs from a place on.
 
@@ -226,15 +235,12 @@ def claiming(query: ClaimQuery) -> Arguments:
     return [storable(name) for name in query.pipelines], after_time, after_id, query.limit + 1
 
 
-def purging(query: RunQuery) -> Arguments:
+def purging(query: RunQuery, run_ids: Sequence[str]) -> Arguments:
     """Return the arguments of `Statements.purge`."""
-    after_time, after_id = cursor_position(query.cursor) if query.cursor else (None, None)
     return (
+        list(run_ids),
         [status.value for status in query.statuses],
         None if query.pipeline is None else storable(query.pipeline),
         None if query.tag is None else storable(query.tag),
         query.updated_before,
-        after_time,
-        after_id,
-        query.limit,
     )

@@ -22,7 +22,7 @@ from stroma.records import (
     RunPage,
     RunQuery,
 )
-from stroma.stores.rules import cursor_after, locked, page_of_rows
+from stroma.stores.rules import locked, page_of_rows
 from stroma_postgres._batches import (
     add_one_arguments,
     commit_arguments,
@@ -41,6 +41,7 @@ from stroma_postgres._rows import (
     place_of,
     record_of,
     run_of,
+    updated_place_of,
 )
 from stroma_postgres._setup import capabilities_of
 from stroma_postgres._statements import claiming, listing, purging
@@ -277,8 +278,7 @@ class PostgresStore(AsyncPlainMethods):
             return RunPage(())
         statement, arguments = listing(self._sql.list_runs, query)
         rows = await self._read("listing of runs", statement, arguments)
-        page = tuple(run_of(row[:]) for row in rows[: query.limit])
-        return RunPage(page, cursor_after(page[-1]) if len(rows) > query.limit else "")
+        return page_of_rows([row[:] for row in rows], query.limit, run_of, updated_place_of)
 
     async def claimable(self, query: ClaimQuery) -> RunPage:
         """List runs that a worker may take up now; see `RecordStore.claimable`."""
@@ -297,7 +297,8 @@ class PostgresStore(AsyncPlainMethods):
     async def purge(self, query: RunQuery) -> int:
         """Remove runs that a query finds and nobody owns; the limit counts the removed.
 
-        They go some at a time, so that no transaction lasts.
+        They go some at a time, so that no transaction lasts. A run whose record cannot be read
+        stays: nobody can tell whether a worker owns it.
 
         Returns:
             How many were removed.
@@ -305,12 +306,16 @@ class PostgresStore(AsyncPlainMethods):
         removed = 0
         while removed < query.limit:
             limit = min(_PURGE_PAGE, query.limit - removed)
-            arguments = purging(query._replace(limit=limit))
-            answer = await self._client.run("purge", self._sql.purge, arguments, is_write=True)
-            count = int(answer.rows[0][0])
-            removed += count
-            if count < limit:
+            asked = query._replace(limit=limit)
+            statement, arguments = listing(self._sql.list_without_documents, asked)
+            rows = await self._read("purge", statement, arguments)
+            page = page_of_rows([row[:] for row in rows], limit, run_of, updated_place_of)
+            doomed = purging(query, [run.run_id for run in page.runs])
+            answer = await self._client.run("purge", self._sql.purge, doomed, is_write=True)
+            removed += int(answer.rows[0][0])
+            if not page.cursor:
                 break
+            query = query._replace(cursor=page.cursor)
         return removed
 
     async def health(self) -> None:

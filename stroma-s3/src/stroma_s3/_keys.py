@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from typing import Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from stroma.errors import ConfigError
 from stroma.records import RecordKey, RunRecord
@@ -175,6 +175,10 @@ class Keys:
         """Return the encoded run id in the key of a head; None if it is none."""
         run = key[len(self.heads) :]
         return run if _PART.fullmatch(run) else None
+
+    def run_id_of_head(self, key: str) -> str:
+        """Return the run id in the key of a head; of a long id, its hash is all that is there."""
+        return unquote(key[len(self.heads) :])
 
     def parse_log(self, key: str) -> LogKey | None:
         """Return the parts of the key of an object of a log; None if it is none."""

@@ -8,10 +8,12 @@ from concurrent.futures import Executor
 from itertools import islice
 from typing import Final, NamedTuple
 
+from stroma.errors import RecordCorrupt
 from stroma.ownership import describe_worker
-from stroma.records import RunPage, RunQuery, RunRecord
+from stroma.records import RunPage, RunQuery, RunRecord, UnreadableRun
 from stroma.stores.rules import cursor_after, cursor_position, is_held, matches
 from stroma_s3._client import Bucket, Listed
+from stroma_s3._documents import NewerFormat
 from stroma_s3._keys import Keys
 from stroma_s3._log import PURGING, RunLogs
 from stroma_s3._removal import Removal
@@ -76,16 +78,19 @@ class Listing:
         """
         limit = max(0, query.limit)
         page: list[RunRecord] = []
-        for found in self._matching(query) if limit else ():
+        unreadable: dict[str, UnreadableRun] = {}
+        cursor = ""
+        for found in self._matching(query, unreadable) if limit else ():
             if len(page) == limit:
-                return RunPage(tuple(page), cursor_after(page[-1]))
+                cursor = cursor_after(page[-1])
+                break
             page.append(found.run)
-        return RunPage(tuple(page))
+        return RunPage(tuple(page), cursor, tuple(unreadable.values()))
 
     def purge(self, query: RunQuery) -> int:
         """Remove the runs that a query finds and nobody owns; see `RecordStore.purge`."""
         removed = 0
-        matching = self._matching(query)
+        matching = self._matching(query, unreadable={})  # these stay: somebody may own them
         while removed < query.limit:
             batch = list(islice(matching, min(_BATCH, query.limit - removed)))
             if not batch:
@@ -103,15 +108,18 @@ class Listing:
         self._removal.delete(run.run_id, is_fenced=True)
         return True
 
-    def _matching(self, query: RunQuery) -> Iterator[_Found]:
+    def _matching(
+        self, query: RunQuery, unreadable: dict[str, UnreadableRun]
+    ) -> Iterator[_Found]:
+        """Yield what a query asks for, in order; note what cannot be read, asked for or not."""
         after = cursor_position(query.cursor) if query.cursor else None
-        for found in self._newest_first():
+        for found in self._newest_first(unreadable):
             run = found.run
             is_after = after is None or (-run.updated_at, run.run_id) > (-after[0], after[1])
             if is_after and matches(query, run):
                 yield found
 
-    def _newest_first(self) -> Iterator[_Found]:
+    def _newest_first(self, unreadable: dict[str, UnreadableRun]) -> Iterator[_Found]:
         """Yield the runs, the last updated first, reading no more of them than it takes."""
         candidates = self._candidates()
         read: list[tuple[float, str, _Found]] = []
@@ -123,7 +131,9 @@ class Listing:
                 batch = candidates[begin : begin + _BATCH]
                 begin += len(batch)
                 for found in self._readers.map(self._found, batch):
-                    if found is not None:
+                    if isinstance(found, UnreadableRun):
+                        unreadable[found.run_id] = found
+                    elif found is not None:
                         heapq.heappush(read, (-found.run.updated_at, found.run.run_id, found))
             if read:
                 yield heapq.heappop(read)[2]
@@ -152,12 +162,17 @@ class Listing:
                 logs.setdefault(found.run, {})[found.log] = _Log(found.slot, listed.modified)
         return logs
 
-    def _found(self, candidate: _Candidate) -> _Found | None:
+    def _found(self, candidate: _Candidate) -> _Found | UnreadableRun | None:
         """Read what became of a run; None if it was deleted meanwhile."""
-        head = self._logs.entry_at(candidate.head.key, None, 0)
-        if head is None:
-            return None
-        view = self._logs.glance(head, candidate.last.get(head.log, 0))
+        run_id = self._keys.run_id_of_head(candidate.head.key)
+        try:
+            head = self._logs.entry_at(candidate.head.key, None, 0)
+            if head is None:
+                return None
+            run_id = head.run_id
+            view = self._logs.glance(head, candidate.last.get(head.log, 0))
+        except (RecordCorrupt, NewerFormat) as exc:  # it hides no other run
+            return UnreadableRun(run_id, exc)
         return None if view is None else _Found(view.run, view)
 
     def _sweep(self) -> None:

@@ -108,9 +108,7 @@ class Listing:
         self._removal.delete(run.run_id, is_fenced=True)
         return True
 
-    def _matching(
-        self, query: RunQuery, unreadable: dict[str, UnreadableRun]
-    ) -> Iterator[_Found]:
+    def _matching(self, query: RunQuery, unreadable: dict[str, UnreadableRun]) -> Iterator[_Found]:
         """Yield what a query asks for, in order; note what cannot be read, asked for or not."""
         after = cursor_position(query.cursor) if query.cursor else None
         for found in self._newest_first(unreadable):

@@ -336,27 +336,63 @@ def test_an_owned_run_is_deleted_by_force_only(store: InMemoryStore, stroma: Com
     assert store.inspect("r") is None
 
 
-def test_a_damaged_run_is_deleted_by_force_only(
-    tmp_path: Path, stroma: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def damaged(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of two old runs, "fine" and "r", of which the latter cannot be read."""
     monkeypatch.setenv("STROMA_STORE", f"sqlite:///{tmp_path}/runs.db")
 
     async def submitted() -> None:
-        store = SQLiteStore(tmp_path / "runs.db")
-        await store.open_run(OpenRequest("r", "t", "w", 1, RunRecord("r", RunStatus.PENDING)))
+        store = SQLiteStore(tmp_path / "runs.db", clock=clock)
+        for run_id in ("r", "fine"):
+            new = RunRecord(run_id, RunStatus.PENDING)
+            await store.open_run(OpenRequest(run_id, "t", "w", 1, new))
+            await store.release(run_id, "t")
         await store.aclose()
 
     asyncio.run(submitted())
     with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
-        connection.execute("UPDATE runs SET epochs = 'junk'")
+        connection.execute("UPDATE runs SET epochs = 'junk' WHERE run_id = 'r'")
 
+
+@pytest.mark.usefixtures("damaged")
+def test_a_damaged_run_is_named_and_the_others_are_listed(stroma: Command) -> None:
+    found = stroma("runs")
+
+    assert found.code == 1
+    assert "fine" in found.out
+    assert found.err.startswith("error: run 'r': its row cannot be read: ")
+    found = stroma("runs", "--json")
+    assert [run["run_id"] for run in found.json["runs"]] == ["fine"]
+    (told,) = found.json["unreadable"]
+    assert told["run_id"] == "r"
+    assert told["error"].startswith("run 'r': its row cannot be read: ")
+    assert found.code == 1
+    assert "more: --cursor " in stroma("runs", "--limit", "1").out
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_damaged_run_is_left_by_a_purge_that_says_so(stroma: Command) -> None:
+    purged = stroma("purge", "--older-than", "30d")
+
+    assert (purged.code, purged.out) == (0, "purged 1 run\n")
+    assert purged.err.startswith("left alone: run 'r': its row cannot be read: ")
+    assert purged.err.endswith(
+        "nobody can tell whether a worker owns what cannot be read: "
+        "`stroma delete ID --force` removes it\n"
+    )
+    again = stroma("purge", "--older-than", "30d", "--json").json
+    assert (again["purged"], [run["run_id"] for run in again["left"]]) == (0, ["r"])
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_damaged_run_is_deleted_by_force_only(stroma: Command) -> None:
     refused = stroma("delete", "r")
 
     assert refused.code == 1
     assert "run 'r': its row cannot be read" in refused.err
     assert "nobody can tell whether a worker owns it: pass --force to remove it" in refused.err
     assert stroma("delete", "r", "--force") == Done(0, "deleted r\n", "")
-    assert stroma("runs").out == "no runs\n"
+    assert stroma("runs").code == 0
 
 
 def test_purge_removes_what_is_old_and_free(
@@ -369,7 +405,7 @@ def test_purge_removes_what_is_old_and_free(
     add(store, "new", RunStatus.COMPLETED)
 
     assert stroma("purge", "--older-than", "30d", "--status", "completed").out == "purged 1 run\n"
-    assert stroma("purge", "--older-than", "2w", "--json").json == {"purged": 1}
+    assert stroma("purge", "--older-than", "2w", "--json").json == {"purged": 1, "left": []}
     left = {run["run_id"] for run in stroma("runs", "--json").json["runs"]}
     assert left == {"old but owned", "new"}
 

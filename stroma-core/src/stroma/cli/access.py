@@ -6,16 +6,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from stroma._aio import settled
 from stroma.checkpoint import RecordStore, close_store, is_record_store
 from stroma.config import open_default_store, open_store
 from stroma.errors import ConfigError, RecordCorrupt, RunNotFound, StoreError, StoreUnavailable
-from stroma.records import OpenedRun, RunPage, RunQuery
+from stroma.records import OpenedRun, RunPage, RunQuery, UnreadableRun
 
 T = TypeVar("T")
-PURGED_AT_ONCE = 500
+AT_ONCE = 500
 
 
 def with_store(url: str | None, work: Callable[[RecordStore], Awaitable[T]]) -> T:
@@ -102,9 +102,28 @@ async def delete(store: RecordStore, run_id: str, *, is_forced: bool) -> None:
     await settled(store.delete(run_id))
 
 
-async def purge(store: RecordStore, query: RunQuery) -> int:
-    """Remove every run that a query finds and nobody owns, and return how many these were."""
+class Purged(NamedTuple):
+    """What became of a purge.
+
+    Attributes:
+        total: how many runs were removed.
+        left: those that were left alone, as they cannot be read.
+    """
+
+    total: int
+    left: tuple[UnreadableRun, ...]
+
+
+async def purge(store: RecordStore, query: RunQuery) -> Purged:
+    """Remove every run that a query finds, that can be read and that nobody owns."""
     total = 0
-    while removed := await settled(store.purge(query._replace(limit=PURGED_AT_ONCE))):
+    query = query._replace(limit=AT_ONCE)
+    while removed := await settled(store.purge(query)):
         total += removed
-    return total
+    left: dict[str, UnreadableRun] = {}
+    page = await list_runs(store, query)
+    left.update((run.run_id, run) for run in page.unreadable)
+    while page.cursor:
+        page = await list_runs(store, query._replace(cursor=page.cursor))
+        left.update((run.run_id, run) for run in page.unreadable)
+    return Purged(total, tuple(left.values()))

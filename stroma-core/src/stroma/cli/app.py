@@ -75,9 +75,13 @@ def runs(
         query = RunQuery(statuses, pipeline, tag, limit=limit, cursor=cursor)
         page = access.with_store(store, lambda opened: access.list_runs(opened, query))
         if as_json:
-            _echo_json({"runs": [views.run_view(run) for run in page.runs], "cursor": page.cursor})
+            _echo_json(views.page_view(page))
         else:
-            tables.print_runs(page.runs, page.cursor)
+            tables.print_runs(page)
+        for run in page.unreadable:
+            _complain(views.unreadable_text(run))
+        if page.unreadable:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -124,11 +128,19 @@ def purge(
     with _errors_reported():
         before = time.time() - views.seconds_of(older_than)
         query = RunQuery(views.statuses_of(status or ()), pipeline, tag, before)
-        removed = access.with_store(store, lambda opened: access.purge(opened, query))
+        removed, left = access.with_store(store, lambda opened: access.purge(opened, query))
         if as_json:
-            _echo_json({"purged": removed})
+            _echo_json({"purged": removed, "left": [views.unreadable_view(run) for run in left]})
         else:
             typer.echo(f"purged {removed} {'run' if removed == 1 else 'runs'}")
+        for run in left:
+            typer.echo(printable(f"left alone: {views.unreadable_text(run)}"), err=True)
+        if left:
+            typer.echo(
+                "nobody can tell whether a worker owns what cannot be read: "
+                "`stroma delete ID --force` removes it",
+                err=True,
+            )
 
 
 PipelineName: TypeAlias = Annotated[
@@ -254,12 +266,16 @@ def _echo_json(value: views.JsonObject) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def _complain(text: str) -> None:
+    typer.echo(printable(f"error: {text}"), err=True)
+
+
 @contextmanager
 def _errors_reported() -> Generator[None]:
     """Turn what may go wrong into one line and an exit code."""
     try:
         yield
     except StromaError as exc:
-        typer.echo(printable(f"error: {exc}"), err=True)
+        _complain(str(exc))
         is_wrong_use = isinstance(exc, ConfigError | ContractViolation | PluginError)
         raise typer.Exit(EXIT_WRONG_USE if is_wrong_use else EXIT_FAILED) from exc

@@ -14,14 +14,21 @@ from rich.text import Text
 from stroma.cli.plain import printable
 from stroma.cli.views import in_doubt, record_view, recorded_nodes, run_view, total_usage
 from stroma.cost import Usage
-from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunRecord
+from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunPage, RunRecord
 
 
-def print_runs(runs: Sequence[RunRecord], cursor: str) -> None:
-    """Print a list of runs, and how to see more."""
-    if not runs:
-        _console().print("no runs")
-        return
+def print_runs(page: RunPage) -> None:
+    """Print a page of runs, and how to see more."""
+    console = _console()
+    if page.runs:
+        console.print(_runs_table(page.runs))
+    elif not page.unreadable:
+        console.print("no runs")
+    if page.cursor:
+        console.print(Text(f"more: --cursor {_quoted(page.cursor)}"))
+
+
+def _runs_table(runs: Sequence[RunRecord]) -> Table:
     table = _table("run", "status", "pipeline", "tags", "tokens", "USD", "updated", "reason")
     for run in runs:
         pipeline = f"{run.pipeline} {run.version}".strip()
@@ -36,10 +43,7 @@ def print_runs(runs: Sequence[RunRecord], cursor: str) -> None:
             str(run_view(run)["updated_at"]),
             run.stop_reason,
         )
-    console = _console()
-    console.print(table)
-    if cursor:
-        console.print(Text(f"more: --cursor {_quoted(cursor)}"))
+    return table
 
 
 def print_run(opened: OpenedRun) -> None:

@@ -11,7 +11,15 @@ from stroma.cost import NO_USAGE, Usage
 from stroma.doubt import account_of
 from stroma.errors import ConfigError
 from stroma.ids import path_of
-from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunRecord, RunStatus
+from stroma.records import (
+    OpenedRun,
+    PlanDocument,
+    RecordHeader,
+    RunPage,
+    RunRecord,
+    RunStatus,
+    UnreadableRun,
+)
 from stroma.result import InDoubt
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
@@ -38,6 +46,26 @@ def run_view(run: RunRecord) -> JsonObject:
         "created_at": _time(run.created_at),
         "updated_at": _time(run.updated_at),
     }
+
+
+def page_view(page: RunPage) -> JsonObject:
+    """Return a page of runs."""
+    return {
+        "runs": [run_view(run) for run in page.runs],
+        "unreadable": [unreadable_view(run) for run in page.unreadable],
+        "cursor": page.cursor,
+    }
+
+
+def unreadable_view(run: UnreadableRun) -> JsonObject:
+    """Return a run that cannot be read."""
+    return {"run_id": run.run_id, "error": unreadable_text(run)}
+
+
+def unreadable_text(run: UnreadableRun) -> str:
+    """Return why a run cannot be read, with its id."""
+    said, whose = str(run.error), f"run {run.run_id!r}"
+    return said if said.startswith(whose) else f"{whose}: {said}"
 
 
 def opened_view(opened: OpenedRun) -> JsonObject:

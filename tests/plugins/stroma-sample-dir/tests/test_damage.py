@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from stroma_sample_dir.store import DirStore
 
-from stroma.records import ClaimQuery, OpenRequest, RunRecord, RunStatus
+from stroma.records import ClaimQuery, OpenRequest, RunQuery, RunRecord, RunStatus
 
 
 @pytest.mark.parametrize("damage", [b"junk", b'{"format": 99}', b"{}"])
-def test_a_damaged_run_is_told_and_hides_no_other(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_run_is_told_not_purged_and_hides_no_other(tmp_path: Path, damage: bytes) -> None:
     store = DirStore(tmp_path)
     for run_id in ("damaged", "fine"):
         new = RunRecord(run_id, RunStatus.PENDING)
@@ -19,11 +19,13 @@ def test_a_damaged_run_is_told_and_hides_no_other(tmp_path: Path, damage: bytes)
             (head,) = tmp_path.glob("*/run.json")
             head.write_bytes(damage)
 
-    page = store.claimable(ClaimQuery())
-
-    assert [run.run_id for run in page.runs] == ["fine"]
-    (told,) = page.unreadable
-    assert told.run_id == head.parent.name
-    assert str(head) in str(told.error)
+    for page in (store.claimable(ClaimQuery()), store.runs(RunQuery())):
+        assert [run.run_id for run in page.runs] == ["fine"]
+        (told,) = page.unreadable
+        assert told.run_id == head.parent.name
+        assert str(head) in str(told.error)
+    assert store.purge(RunQuery()) == 1
+    assert len(store.runs(RunQuery()).unreadable) == 1, "nobody can tell whether it is owned"
     store.delete("damaged")
     assert store.claimable(ClaimQuery()).unreadable == ()
+    assert store.runs(RunQuery()).unreadable == ()

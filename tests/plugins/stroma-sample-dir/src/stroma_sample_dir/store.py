@@ -137,14 +137,19 @@ class DirStore(SyncPlainMethods):
             return [_find(files, plain, key) for key in keys]
 
     def runs(self, query: RunQuery) -> RunPage:
-        """List runs, the last updated first; equal times by run id. Nothing is locked meanwhile."""
-        found = self._found(query)
-        page = found[: query.limit]
+        """List runs, the last updated first; equal times by run id. Nothing is locked meanwhile.
+
+        Of a run that cannot be read, the id is not known: it is told by the name of its folder.
+        """
+        reading = _Reading()
+        found = self._found(query, reading)
+        page = found[: max(0, query.limit)]
         more = 0 < len(page) < len(found)
-        with_input = (self._with_input(run) for run in page)
+        with_input = [reading.of(run.run_id, partial(self._with_input, run)) for run in page]
         return RunPage(
             tuple(run for run in with_input if run is not None),
             rules.cursor_after(page[-1]) if more else "",
+            tuple(reading.failed.values()),
         )
 
     def claimable(self, query: ClaimQuery) -> RunPage:
@@ -152,24 +157,16 @@ class DirStore(SyncPlainMethods):
 
         Of a run that cannot be read, the id is not known: it is told by the name of its folder.
         """
-        unreadable: dict[str, UnreadableRun] = {}
-
-        def read(id_: str, reading: Callable[[], T]) -> T | None:
-            try:
-                return reading()
-            except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
-                unreadable[id_] = UnreadableRun(id_, exc)
-                return None
-
+        reading = _Reading()
         with reported(self.folder):
             names = self._unfinished.names()
-            heads = [read(name, partial(read_head, self.folder / name)) for name in names]
+            heads = [reading.of(name, partial(read_head, self.folder / name)) for name in names]
         runs = [head.run for head in heads if head is not None]
         page = rules.claimable_page(runs, query, time.time())
-        found = [read(run.run_id, partial(self._with_input, run)) for run in page.runs]
+        found = [reading.of(run.run_id, partial(self._with_input, run)) for run in page.runs]
         return page._replace(
             runs=tuple(run for run in found if run is not None),
-            unreadable=tuple(unreadable.values()),
+            unreadable=tuple(reading.failed.values()),
         )
 
     def delete(self, run_id: str) -> None:
@@ -179,9 +176,12 @@ class DirStore(SyncPlainMethods):
                 self._remove(folder)
 
     def purge(self, query: RunQuery) -> int:
-        """Remove runs that a query finds and nobody owns; the limit counts the removed."""
+        """Remove runs that a query finds and nobody owns; the limit counts the removed.
+
+        Runs that cannot be read stay: nobody can tell whether a worker owns them.
+        """
         removed = 0
-        for run in self._found(query):
+        for run in self._found(query, _Reading()):
             if removed == query.limit:
                 break
             removed += self._purge(run.run_id, query)
@@ -242,9 +242,9 @@ class DirStore(SyncPlainMethods):
                 return None  # deleted since it was found
             return run._replace(input_payload=files.with_input().input_payload)
 
-    def _found(self, query: RunQuery) -> list[RunRecord]:
+    def _found(self, query: RunQuery, reading: _Reading) -> list[RunRecord]:
         with reported(self.folder):
-            heads = [read_head(folder) for folder in self._folders()]
+            heads = [reading.of(path.name, partial(read_head, path)) for path in self._folders()]
         runs = [head.run for head in heads if head is not None and rules.matches(query, head.run)]
         runs.sort(key=lambda run: (-run.updated_at, run.run_id))
         if query.cursor:
@@ -300,6 +300,25 @@ class DirStore(SyncPlainMethods):
         if len(self._indexes) >= _MAX_INDEXES:
             self._indexes.clear()  # they are read again where they are needed
         return RunFiles(folder, self._indexes)
+
+
+class _Reading:
+    """Reads runs of which one that is damaged hides no other.
+
+    Attributes:
+        failed: those that cannot be read, by the id that they were asked for with.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[str, UnreadableRun] = {}
+
+    def of(self, id_: str, read: Callable[[], T]) -> T | None:
+        """Return what was read, or None where that failed."""
+        try:
+            return read()
+        except (RecordCorrupt, StoreUnusable) as exc:
+            self.failed[id_] = UnreadableRun(id_, exc)
+            return None
 
 
 def _opened(files: RunFiles, *, is_claimed: bool) -> OpenedRun:

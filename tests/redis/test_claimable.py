@@ -188,6 +188,7 @@ class TestHealing:
     ) -> None:
         """Also before older ones, whose time is known; then the owner dies."""
         async with opened(server.url, key_prefix=prefix, ttl_seconds=100) as store:
+            await store.setup()
             await store.open_run(request("lost", created_at=200.0, lease_seconds=0.2))
             lose_indexes(client, prefix)
             await submit(store, "first", created_at=100.0)
@@ -196,6 +197,7 @@ class TestHealing:
                 assert await store.renew([("lost", "alice")], 200) == [True]
             else:  # the first one after a quarter of the time to live
                 store._operations._indexes._listed_at.clear()
+                store._operations._young_until.clear()
                 assert await store.commit_many([commit(record("lost"))]) == [None]
             await asyncio.sleep(0.25)
             assert await found(store, ClaimQuery(limit=2)) == ["first", "lost"]

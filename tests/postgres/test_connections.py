@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
@@ -169,6 +170,85 @@ class TestCancellation:
             whole += found == pair
             assert await store.commit_many([commit(*pair)]) == [None]
         print(f"{whole} of 30 were there")
+
+    async def test_cancelled_while_connecting(self, server: Server, schema: str) -> None:
+        """The driver forgets a future when it is cut, and the loop complains of its exception."""
+        loop, complaints = asyncio.get_running_loop(), list[str]()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        for i in range(150):
+            store = PostgresStore(server.dsn, schema=schema)
+            task = asyncio.create_task(store.inspect("run"))
+            await asyncio.sleep(0.0002 * i)
+            task.cancel()
+            await asyncio.wait({task})
+            if i % 2:
+                assert await store.inspect("run") is None
+            await store.aclose()
+        gc.collect()
+        await asyncio.sleep(0)
+        assert complaints == []
+
+    def test_a_loop_that_ends_while_connecting(self, older: Server, schema: str) -> None:
+        complaints: list[str] = []
+
+        async def end_after(seconds: float) -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+            store = PostgresStore(older.dsn, schema=schema)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(store.inspect("run"), seconds)
+
+        for i in range(100):
+            asyncio.run(end_after(0.0002 * i))
+        gc.collect()
+        assert complaints == []
+
+    async def test_a_connection_that_comes_too_late_is_kept(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            store = await self.cancelled_while_connecting(older, schema, proxy)
+            proxy.resume()
+            await until(lambda: pool_of(store).idle_size == 1)
+            assert await store.inspect("run") is None
+            assert pool_of(store).size == 1
+            await store.aclose()
+
+    async def test_one_that_fails_for_nobody_frees_its_place(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            store = await self.cancelled_while_connecting(older, schema, proxy)
+            proxy.reset()
+            await until(lambda: pool_of(store).size == 0)
+            proxy.resume()
+            assert await store.inspect("run") is None
+            await store.aclose()
+
+    async def test_closing_does_not_wait_for_a_server_that_says_nothing(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            store = await self.cancelled_while_connecting(older, schema, proxy)
+            began = time.monotonic()
+            await store.aclose()
+            assert time.monotonic() - began < 4
+
+    async def cancelled_while_connecting(
+        self, server: Server, schema: str, proxy: TcpProxy
+    ) -> PostgresStore:
+        """Return a store with one connection at most, which is being opened for nobody."""
+        dsn = server.at(proxy.host, proxy.port).dsn
+        store = PostgresStore(dsn, schema=schema, max_connections=1)
+        await store.setup()
+        proxy.pause()
+        task = asyncio.create_task(store.inspect("run"))
+        await until(lambda: proxy.open_connections == 1)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert (pool_of(store).size, pool_of(store).idle_size) == (1, 0)
+        return store
 
     async def test_cancelled_while_waiting_for_a_connection(
         self, make_store: MakeStore, admin: Admin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
@@ -212,7 +213,7 @@ class Client:
         # Without prepared statements, as a pooler may stand in between; so not one of those
         # that are kept.
         try:
-            own = await self._connect_with(0)
+            own = await self._lenders.get().open_apart(partial(self._connect_with, 0))
         except Exception as exc:
             error = connect_error(exc, self.address, self._names)
             raise error from error.__cause__

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import asyncpg
 
 from stroma.errors import StoreUnavailable, StoreUnusable
+from stroma_postgres._opening import Openings, uncut_task
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     BorrowedConnection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
     Connection: TypeAlias = BaseConnection | BorrowedConnection
     Rows: TypeAlias = Sequence[asyncpg.Record]
+    Connect: TypeAlias = Callable[[], Coroutine[Any, Any, "OwnConnection"]]
 else:
     BaseConnection = asyncpg.Connection
 
@@ -121,7 +123,7 @@ class Connections:
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[OwnConnection]],
+        connect: Connect,
         *,
         max_size: int,
         acquire_timeout_seconds: float,
@@ -136,6 +138,7 @@ class Connections:
         self._idle: deque[tuple[OwnConnection, float]] = deque()
         # Each gets a connection, or None: the right to open one.
         self._waiting: deque[asyncio.Future[OwnConnection | None]] = deque()
+        self._openings: Openings[OwnConnection] = Openings()
         self._closing: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._watch: AsyncGenerator[None, None] | None = None
@@ -156,8 +159,7 @@ class Connections:
         """Return a connection that is nobody else's; see `Lender.acquire`."""
         if self._is_closed:
             raise StoreUnusable("the store's connections are closed")
-        if self._watch is None:
-            await self._watch_the_loop()
+        await self._watch_the_loop()
         while self._idle:
             connection = await self._idle_one()
             if connection is not None:
@@ -187,15 +189,26 @@ class Connections:
         return connection
 
     async def _open(self) -> OwnConnection:
-        try:
-            connection = await self._connect()
-        except BaseException:
-            self._free_slot()
-            raise
+        connection = await self._openings.open(self._connect, self._take_late)
         if self._is_closed:
             self._discard(connection)
             raise StoreUnusable("the store was closed meanwhile")
         return connection
+
+    def _take_late(self, connection: OwnConnection | None) -> None:
+        if connection is None:
+            self._free_slot()
+        else:
+            self._lend_on(connection)
+
+    async def open_apart(self, connect: Connect) -> OwnConnection:
+        """Return a connection that is not one of these: the caller closes it."""
+        await self._watch_the_loop()
+        return await self._openings.open(connect, self._close_late)
+
+    def _close_late(self, connection: OwnConnection | None) -> None:
+        if connection is not None:
+            self._in_a_task(close_politely(connection))
 
     async def _wait_for_one(self) -> OwnConnection | None:
         turn: asyncio.Future[OwnConnection | None] = self._loop.create_future()
@@ -261,7 +274,10 @@ class Connections:
     def _discard(self, connection: OwnConnection) -> None:
         # In a task of its own: whoever gave it up may be cancelled, and need not wait. The slot
         # is free when it is closed, so that there are never more than the server was promised.
-        task = self._loop.create_task(self._close_one(connection))
+        self._in_a_task(self._close_one(connection))
+
+    def _in_a_task(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = uncut_task(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -291,8 +307,9 @@ class Connections:
         `asyncio.run` and `asyncio.Runner` close the asynchronous generators that are still
         suspended, by `loop.shutdown_asyncgens`: the only notice that a loop gives of its end.
         """
-        self._watch = self._until_the_end()
-        await anext(self._watch)
+        if self._watch is None:
+            self._watch = self._until_the_end()
+            await anext(self._watch)
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
         try:
@@ -315,6 +332,7 @@ class Connections:
         while (turn := self._next_turn()) is not None:
             turn.set_exception(StoreUnusable("the store was closed meanwhile"))
         self.expire()
+        await self._openings.end()
         if self._closing:
             await asyncio.wait(self._closing, timeout=_CLOSE_SECONDS)
 

@@ -95,9 +95,9 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=[found.version for found in FOUND])
 def tests(session: nox.Session) -> None:
-    """The tests; on the oldest Python, with the oldest pydantic and pluggy that we promise.
+    """The tests; the slow ones run on one Python only, as they are not about the language.
 
-    What is slow runs on one Python: it is about servers and kits, and not about the language.
+    On the oldest Python they run with the oldest pydantic and pluggy that we promise.
     """
     session.install(*PIN, *group("tests"), *workspace(), *floors(session))
     pytest = ("-m", "pytest", *(session.posargs or ("tests", "--ignore=tests/docs")))

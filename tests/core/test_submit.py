@@ -139,6 +139,8 @@ async def test_an_input_that_does_not_fit_is_an_error_and_no_run(store: Any, cal
 async def test_a_new_run_needs_an_input(store: Any, calls: Calls) -> None:
     with pytest.raises(ConfigError, match="'job' does not exist, and there is no initial state"):
         await adding(calls).submit(run_id="job", runner=make_runner(store))
+    with pytest.raises(ConfigError, match="an input is missing: a new run needs"):
+        await adding(calls).submit(runner=make_runner(store))
 
 
 async def test_tags_of_the_call_win(store: Any, calls: Calls) -> None:

@@ -96,6 +96,11 @@ class Continuation(NamedTuple):
 
 def not_found(request: RunRequest) -> Exception:
     """Return the error for a run that does not exist."""
+    if not request.is_given:
+        return ConfigError(
+            "an input is missing: a new run needs the initial state that its first node takes; "
+            "give it (on the command line: --input), or the run_id of a run that exists"
+        )
     if not (request.resume or request.resume_from):
         return ConfigError(
             f"run {request.run_id!r} does not exist, and there is no initial state to start it "
@@ -309,7 +314,7 @@ def check_input(run: RunRecord, plan: Plan, state: BaseModel) -> None:
             f"run {run.run_id!r} was started with another input: {', '.join(fields)} "
             f"{'differ' if len(fields) > 1 else 'differs'}. Use another run_id for another "
             "input, or continue this run without giving the input: run(nodes, run_id=…, "
-            "resume=True)"
+            "resume=True), or `stroma submit` without --input"
         )
 
 

@@ -25,7 +25,7 @@ from stroma.pipeline import Pipeline
 from stroma.plain_journal import open_plain_journal
 from stroma.plan import Plan, compile_plan
 from stroma.prices import BUILT_IN_PRICES
-from stroma.records import RunStatus
+from stroma.records import RunStatus, unique_id
 from stroma.resolving import Resolution, resolve_call
 from stroma.result import ExecutionResult, Submitted
 from stroma.run_config import RunConfig, check_runnable
@@ -225,17 +225,18 @@ async def _start(
 async def submit(
     prepared: Prepared,
     manager: CheckpointManager,
-    run_id: str,
+    given: str | None,
     input: BaseModel | Mapping[str, object] | None,
     tags: tuple[str, ...] | None,
 ) -> Submitted:
     """Write a run that a worker takes up; see `StromaRunner.submit`."""
+    run_id = given or unique_id()
     prepared = _listened_to(prepared, run_id)
     plan, settings = prepared.plan, prepared.settings
     if tags is not None:
         settings = settings._replace(tags=tags)
     state, payload = _first_state(plan, input)
-    request = RunRequest(run_id, True, state, payload=payload)
+    request = RunRequest(run_id, given is not None, state, payload=payload)
     return await write_run(manager, settings, plan, request)
 
 

@@ -180,8 +180,8 @@ class RunLocked(StoreError):
 
     def __init__(self, run_id: str, holder: str, until_seconds: float) -> None:
         super().__init__(
-            f"run {run_id!r} is owned by {holder}, for at least {until_seconds:.1f} s more: "
-            "wait for it, or start again when its lease has ended"
+            f"run {run_id!r} is owned by {holder}, for at least {until_seconds:.1f} s more, and "
+            "longer while it lives: wait for it, or start again when its lease has ended"
         )
         self.holder = holder
         self.until_seconds = until_seconds

@@ -373,7 +373,7 @@ class StromaRunner:
         if tags is not None:
             tags = changed_config(None, {"tags": tags}).tags
         submitted: Submitted = await _engine().submit(
-            self._prepare(pipeline, input), self._manager, chosen or unique_id(), input, tags
+            self._prepare(pipeline, input), self._manager, chosen, input, tags
         )
         return submitted
 

@@ -169,7 +169,11 @@ def test_without_a_store_nothing_is_submitted(
         (("app:digest", "--input", "[1]"), "--input must be a JSON object, not list"),
         (("app:digest", "--input", "@missing"), "'missing' cannot be read"),
         (("app:digest", "--input", '{"txt": "a"}'), "shout (input): text: "),
-        (("app:digest",), "there is no initial state to start it with: give its input"),
+        (("app:digest",), "an input is missing: "),
+        (("app:digest", "--run-id", "1"), "run '1' does not exist, and there is no initial state"),
+        (("../app:digest",), "is no MODULE:PIPELINE: a module is named as in an import, such as"),
+        ((".app:digest",), "is no MODULE:PIPELINE: a module is named as in an import, such as"),
+        (("sub/app.py:digest",), "is no MODULE:PIPELINE: a module is named as in an import, such"),
     ],
     ids=str,
 )
@@ -192,6 +196,20 @@ def test_a_module_that_cannot_be_imported_says_why(folder: Path) -> None:
     assert lines[-1] == (
         "error: 'broken:digest': the module cannot be imported: "
         "ModuleNotFoundError: No module named 'not_installed'"
+    )
+
+
+@pytest.mark.parametrize("command", ["submit", "worker"])
+@pytest.mark.parametrize("code", ["0", "", "'done'"])
+def test_a_module_that_exits_says_so(
+    stroma: Callable[..., Done], folder: Path, command: str, code: str
+) -> None:
+    (folder / "broken.py").write_text(f"import sys\nsys.exit({code})\n")
+    done = stroma(command, "broken:digest")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        f"error: 'broken:digest': the module exited while it was imported (SystemExit({code})): "
+        'put what ends the program under `if __name__ == "__main__":`\n'
     )
 
 

@@ -96,8 +96,8 @@ async def delete(store: RecordStore, run_id: str, *, is_forced: bool) -> None:
     if run.owner and left_seconds > 0 and not is_forced:
         raise StoreError(
             f"run {run_id!r} is owned by {run.holder or 'a worker'}, for at least "
-            f"{left_seconds:.0f} s more: stop that worker, or pass --force, and it will lose "
-            "what it is doing"
+            f"{left_seconds:.0f} s more, and longer while it lives: stop that worker, or pass "
+            "--force, and it will lose what it is doing"
         )
     await settled(store.delete(run_id))
 

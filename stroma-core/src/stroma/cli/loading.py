@@ -17,12 +17,18 @@ def load_pipeline(name: str) -> Pipeline:
 
     Raises:
         ConfigError: there is no such module, or no such pipeline in it: then it says what is.
-        StromaError: the module cannot be imported. What it raised has been printed.
+        StromaError: the module cannot be imported. What it raised has been printed, unless it
+            only exited.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(f"{name!r} is no MODULE:PIPELINE, such as app:digest")
     here = str(Path.cwd())
+    if module_name.startswith(".") or "/" in module_name or "\\" in module_name:
+        raise ConfigError(
+            f"{name!r} is no MODULE:PIPELINE: a module is named as in an import, such as "
+            f"app:digest or package.app:digest, and is looked up from here on ({here})"
+        )
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -35,6 +41,11 @@ def load_pipeline(name: str) -> Pipeline:
         if module_name.endswith(".py"):
             said += f"; a module is named without .py: {module_name[:-3]}:{attribute}"
         raise ConfigError(said) from exc
+    except SystemExit as exc:
+        raise StromaError(
+            f"{name!r}: the module exited while it was imported ({exc!r}): put what ends the "
+            'program under `if __name__ == "__main__":`'
+        ) from exc
     except Exception as exc:
         raise _broken(name, exc) from exc
     found: object = module

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +16,15 @@ from stroma.errors import ConfigError, PluginError, StromaError
 from stroma.registry import BUILT_IN_STORES, NAME_PATTERN, StoreRegistration
 from stroma.schemas import describe
 
+logger = logging.getLogger("stroma")
+
 ENVIRONMENT_VARIABLE: Final = "STROMA_STORE"
+VARIABLES: Final = (ENVIRONMENT_VARIABLE, "STROMA_PLUGINS", "STROMA_DISABLE_PLUGINS")
+"""All that are read."""
+
+_PREFIX: Final = "STROMA_"
+_OF_TESTS: Final = re.compile("STROMA_(TEST|FAULTS|PLANTED|WRITE|EXPECTED)_")
+_warned: set[str] = set()
 OWN_FILE: Final = "stroma.toml"
 SHARED_FILE: Final = "pyproject.toml"
 
@@ -98,7 +107,19 @@ def _built_in(word: str) -> StoreRegistration | None:
 
 def _path_hint(path: str | bytes) -> str:
     text = mask_passwords(os.fsdecode(path)).replace("\\", "/")
-    return f"store {text!r} is neither a name nor a URL: for a SQLite file write 'sqlite:///{text}'"
+    bare = text.strip(_AROUND)
+    if not bare:
+        hint = "it is empty: write one such as 'sqlite:///runs.db'"
+    elif bare != text:
+        hint = "remove the quotes and blanks around it"
+    elif "@" in text:
+        hint = "a URL begins with a scheme, such as 'redis://' or 'postgresql://'"
+    else:
+        hint = f"for a SQLite file write 'sqlite:///{text}'"
+    return f"store {text!r} is neither a name nor a URL: {hint}"
+
+
+_AROUND: Final = " \t\r\n'\"`"
 
 
 def _merge(
@@ -154,6 +175,7 @@ def _option_names(model: type[BaseModel]) -> list[str]:
 _SECRETS: Final = (
     # Greedy, up to the last "@": a password may hold any character.
     (re.compile(r"(//[^\s/@:]*):\S+@"), r"\1:***@"),
+    (re.compile(r":(?!//)\S+@"), ":***@"),  # of one whose scheme was left out
     (
         re.compile(
             r"((?:password|passwd|passphrase|pwd|secret|token|api_?key)\w*\s*=\s*)"
@@ -166,7 +188,10 @@ _SECRETS: Final = (
 
 
 def mask_passwords(text: str) -> str:
-    """Return a text with the passwords of URLs and connection strings as ``***``."""
+    """Return a text with the passwords of URLs and connection strings as ``***``.
+
+    What stands between a ":" and an "@" counts as one, whatever it is.
+    """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
@@ -183,7 +208,8 @@ def default_store_spec(
     """Return the store that is configured outside the program.
 
     The first of these counts: the variable STROMA_STORE, `stroma.toml`, and `[tool.stroma]`
-    in `pyproject.toml`, both in the working directory. An empty variable is none.
+    in `pyproject.toml`, both in the working directory. An empty variable is none. One that
+    begins like ours and is none of them is told in a warning, once.
 
     Args:
         environ: where the variable is looked up.
@@ -192,6 +218,7 @@ def default_store_spec(
     Raises:
         ConfigError: a file is malformed or has an unknown key; the message names both.
     """
+    _warn_of_others(environ)
     spec = environ.get(ENVIRONMENT_VARIABLE, "")
     if spec:
         return StoreChoice(spec, {}, ENVIRONMENT_VARIABLE)
@@ -206,6 +233,19 @@ def default_store_spec(
     if not isinstance(tool, dict) or "stroma" not in tool:
         return None
     return _choice(_table(tool["stroma"], SHARED_FILE, "tool.stroma"), SHARED_FILE, "tool.stroma.")
+
+
+def _warn_of_others(environ: Mapping[str, str]) -> None:
+    """Warn of variables that look like ours and are not read, as they may be misspelt."""
+    for name in environ:
+        if not name.startswith(_PREFIX) or name in VARIABLES or name in _warned:
+            continue
+        if not _OF_TESTS.match(name):
+            _warned.add(name)
+            ours = [each.removeprefix(_PREFIX) for each in VARIABLES]
+            near = plugins.did_you_mean(name.removeprefix(_PREFIX), ours)
+            hint = near.replace("'", f"'{_PREFIX}", 1) or f"; it reads {', '.join(VARIABLES)}"
+            logger.warning("Stroma does not read the environment variable %s%s", name, hint)
 
 
 def open_default_store(
@@ -268,7 +308,7 @@ def _open_choice(choice: StoreChoice) -> object:
 def _read_toml(path: Path) -> dict[str, Any] | None:
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
@@ -302,9 +342,25 @@ def _choice_in_table(table: dict[str, Any], file: str, key: str) -> StoreChoice:
     named_by = "name" if "name" in table else "url"
     options = {name: value for name, value in table.items() if name != named_by}
     spec = table.get(named_by)
+    if spec is None:
+        raise ConfigError(
+            f'{file}: [{key}] needs a name or a url, such as name = "sqlite", which says which '
+            f"store it is{_of_which(options)}"
+        )
     if not isinstance(spec, str):
-        raise ConfigError(f"{file}: [{key}] needs a name or a url, as text; it has {list(table)}")
+        raise ConfigError(
+            f"{file}: [{key}]: {named_by} must be text, such as "
+            f"{_EXAMPLES[named_by]!r}, not {type(spec).__name__}"
+        )
     return StoreChoice(spec, options, f"{file}: [{key}]")
+
+
+_EXAMPLES: Final = {"name": "sqlite", "url": "sqlite:///runs.db"}
+
+
+def _of_which(options: Iterable[str]) -> str:
+    names = ", ".join(map(repr, options))
+    return f"; it has only {names}" if names else ""
 
 
 def _table(value: object, file: str, key: str) -> dict[str, Any]:

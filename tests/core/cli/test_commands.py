@@ -72,9 +72,8 @@ def clock() -> FakeClock:
 def store(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> InMemoryStore:
     """A store that every invocation finds under "memory:", since memory outlives none."""
     store = InMemoryStore(clock=clock)
-    monkeypatch.setattr(access, "open_store", lambda spec: store)
+    monkeypatch.setattr(access, "open_shared_store", lambda spec: store)
     monkeypatch.setenv("STROMA_STORE", "memory:")
-    monkeypatch.setattr(access, "open_default_store", lambda: store)
     return store
 
 
@@ -453,11 +452,45 @@ def test_passwords_of_the_store_are_masked(stroma: Command) -> None:
 def test_a_store_that_keeps_states_only_has_no_runs(
     monkeypatch: pytest.MonkeyPatch, stroma: Command
 ) -> None:
-    monkeypatch.setattr(access, "open_store", lambda spec: object())
+    monkeypatch.setattr(access, "open_shared_store", lambda spec: object())
 
     done = stroma("runs", "--store", "dir:///x")
 
     assert (done.code, done.err) == (2, "error: object keeps states only, and no records of runs\n")
+
+
+@pytest.mark.parametrize("command", [("runs",), ("show", "r"), ("delete", "r")])
+def test_a_store_in_memory_is_refused_as_nobody_else_sees_it(
+    command: tuple[str, ...], stroma: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = stroma(*command, "--store", "memory")
+    assert (refused.code, refused.out) == (2, "")
+    assert "store 'memory': a store in memory is seen by one process only" in refused.err
+    monkeypatch.setenv("STROMA_STORE", "memory:")
+    assert "STROMA_STORE: a store in memory is seen by one process only" in stroma(*command).err
+
+
+@pytest.mark.parametrize("command", [("runs",), ("show", "r"), ("purge", "--older-than", "1d")])
+def test_an_empty_file_stays_empty(
+    command: tuple[str, ...], tmp_path: Path, stroma: Command
+) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+
+    refused = stroma(*command, "--store", f"sqlite:///{path}")
+
+    assert refused.code == 1
+    assert f"the file '{path}' is empty: no run was ever written to it" in refused.err
+    assert path.read_bytes() == b""
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_password_in_what_is_no_url_is_masked(stroma: Command) -> None:
+    refused = stroma("runs", "--store", ":WrongPw99@127.0.0.1:17391")
+
+    assert refused.code == 2
+    assert "WrongPw99" not in refused.err
+    assert "':***@127.0.0.1:17391' is neither a name nor a URL: a URL begins" in refused.err
 
 
 def test_the_version(stroma: Command) -> None:

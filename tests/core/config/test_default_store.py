@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stroma import AsyncInMemoryStore, plugins
+from stroma import AsyncInMemoryStore, config, plugins
 from stroma.config import StoreChoice, default_store_spec, open_default_store
 from stroma.errors import ConfigError, MissingPlugin
 from stroma.plugins import PluginSet
@@ -91,7 +91,21 @@ def test_a_table_holds_a_name_or_url_and_options(
         ("stroma", "stroe = 1", "stroma.toml: there is no key 'stroe', only 'store'"),
         ("stroma", "store = 1", "stroma.toml: store must be a table, not 1"),
         ("stroma", "[store]\nttl = 1", r"stroma.toml: \[store\] needs a name or a url"),
-        ("stroma", "[store]\nname = 1", r"stroma.toml: \[store\] needs a name or a url"),
+        (
+            "stroma",
+            '[store]\npath = "runs.db"',
+            r'\[store\] needs a name or a url, such as name = "sqlite", .* it has only .path.$',
+        ),
+        (
+            "stroma",
+            "[store]\nname = 1",
+            r"stroma.toml: \[store\]: name must be text, such as 'sqlite', not int",
+        ),
+        (
+            "stroma",
+            "[store]\nurl = 3",
+            r"stroma.toml: \[store\]: url must be text, such as 'sqlite:///runs.db', not int",
+        ),
         ("stroma", "[store", "stroma.toml is no TOML: "),
         ("stroma", 'store = "x.db"', "^stroma.toml: store: store 'x.db' is neither"),
         (
@@ -139,7 +153,35 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         open_default_store({}, tmp_path)
     (tmp_path / "stroma.toml").unlink()
     (tmp_path / "stroma.toml").mkdir()
-    assert open_default_store({}, tmp_path) is None
+    with pytest.raises(ConfigError, match=r"stroma.toml cannot be read: "):
+        open_default_store({}, tmp_path)
+
+
+def test_a_variable_that_may_be_misspelt_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_warned", set())
+    environ = {"STROMA_STOER": "sqlite:///runs.db", "STROMA_BUDGET": "3"}
+
+    for _ in range(2):
+        assert default_store_spec(environ, tmp_path) is None
+
+    names = "STROMA_STORE, STROMA_PLUGINS, STROMA_DISABLE_PLUGINS"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Stroma does not read the environment variable STROMA_STOER; did you mean 'STROMA_STORE'?",
+        f"Stroma does not read the environment variable STROMA_BUDGET; it reads {names}",
+    ]
+    assert "runs.db" not in caplog.text
+
+
+def test_variables_that_are_read_are_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_tests = ("STROMA_TEST_REDIS_URL", "STROMA_FAULTS_SEED")
+    environ: dict[str, str] = dict.fromkeys((*config.VARIABLES, *of_tests), "")
+
+    assert default_store_spec(environ, tmp_path) is None
+    assert caplog.records == []
 
 
 def test_a_file_that_may_not_be_read_is_named(

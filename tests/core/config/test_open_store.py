@@ -142,6 +142,23 @@ def test_a_plain_path_is_refused_with_the_url_to_write(path: str | Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("", "it is empty: write one such as 'sqlite:///runs.db'"),
+        ("''", "it is empty: write one such as 'sqlite:///runs.db'"),
+        ('"redis://h:1/0"', "remove the quotes and blanks around it"),
+        (" redis://h:1/0", "remove the quotes and blanks around it"),
+        ("u@h:1", "a URL begins with a scheme, such as 'redis://' or 'postgresql://'"),
+    ],
+)
+def test_what_is_no_path_either_is_explained(spec: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(spec)
+
+    assert str(caught.value) == f"store {spec!r} is neither a name nor a URL: {hint}"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"pth": "x"}, "has no option 'pth': it takes path, .*; did you mean 'path'"),
@@ -242,6 +259,9 @@ def test_passwords_in_options_never_show(boxes: type[BoxFactory]) -> None:
         ("host=h password='a b' dbname=d", "host=h password=*** dbname=d"),
         ("aws_secret_access_key = abc", "aws_secret_access_key = ***"),
         ("nothing to hide", "nothing to hide"),
+        (":p@127.0.0.1:6379", ":***@127.0.0.1:6379"),
+        ("u:p/q@r@h/db is no URL: why?", "u:***@h/db is no URL: why?"),
+        ("sqlite:///home/me@work/runs.db", "sqlite:///home/me@work/runs.db"),
     ],
 )
 def test_masking(text: str, masked: str) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from stroma._aio import settled
 from stroma.checkpoint import RecordStore, close_store, is_record_store
-from stroma.config import open_default_store, open_store
+from stroma.config import default_store_spec, open_shared_store
 from stroma.errors import ConfigError, RecordCorrupt, RunNotFound, StoreError, StoreUnavailable
 from stroma.records import OpenedRun, RunPage, RunQuery, UnreadableRun
 
@@ -26,7 +26,7 @@ def with_store(url: str | None, work: Callable[[RecordStore], Awaitable[T]]) -> 
         work: what to do.
 
     Raises:
-        ConfigError: there is no store, or it keeps no run records.
+        ConfigError: there is no store, it is one in memory, or it keeps no run records.
     """
     store = _chosen(url)
 
@@ -42,21 +42,25 @@ def with_store(url: str | None, work: Callable[[RecordStore], Awaitable[T]]) -> 
 
 
 def _chosen(url: str | None) -> RecordStore:
-    store = open_store(url) if url else open_default_store()
-    if store is None:
+    if not url and default_store_spec() is None:
         raise ConfigError(
             "no store: pass --store URL, set STROMA_STORE, or write it into stroma.toml"
         )
+    store = open_shared_store(url or None)
     if not is_record_store(store):
         raise ConfigError(f"{type(store).__name__} keeps states only, and no records of runs")
     return cast(RecordStore, store)
 
 
 def _check_exists(store: RecordStore) -> None:
-    """Refuse to make a new database file where somebody mistyped the name of theirs."""
+    """Refuse to make a new database where somebody mistyped the name of theirs."""
     path = getattr(store, "path", None)
-    if isinstance(path, str | Path) and not Path(path).exists():
+    if not isinstance(path, str | Path):
+        return
+    if not Path(path).exists():
         raise StoreUnavailable(f"there is no file {str(path)!r}")
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise StoreUnavailable(f"the file {str(path)!r} is empty: no run was ever written to it")
 
 
 async def list_runs(store: RecordStore, query: RunQuery) -> RunPage:

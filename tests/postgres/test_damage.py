@@ -63,3 +63,8 @@ async def test_a_damaged_run_is_not_purged_as_somebody_may_own_it(damaged: Postg
     await damaged.delete("r1")
     await damaged.delete("r4")
     assert (await damaged.runs(RunQuery())).unreadable == ()
+
+
+async def test_a_claim_of_a_damaged_run_is_refused(damaged: PostgresStore) -> None:
+    with pytest.raises(RecordCorrupt, match="run 'r1': its row cannot be read"):
+        await damaged.open_run(request("r1"))

@@ -91,3 +91,13 @@ async def test_a_damaged_run_can_be_deleted_and_nothing_is_left_of_it(
 
         assert (await store.runs(RunQuery())).unreadable == ()
         assert keys_of(client, prefix) == []
+
+
+async def test_a_claim_of_a_run_without_a_status_is_refused(
+    server: Address, prefix: str, client: redis.Redis
+) -> None:
+    async with opened(server.url, key_prefix=prefix) as store:
+        await fill(store, client, prefix, "status")
+
+        with pytest.raises(RecordCorrupt, match="run 'r1': its record cannot be read: 'BOGUS'"):
+            await store.open_run(request("r1"))

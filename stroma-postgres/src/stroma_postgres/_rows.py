@@ -164,8 +164,15 @@ def opened_of(rows: Sequence[Record], *, is_claimed: bool | None = None) -> Open
         last,
         is_new=outcome == "new",
         is_claimed=outcome != "closed" if is_claimed is None else is_claimed,
-        status_before=None if before is None else RunStatus(before),
+        status_before=None if before is None else _status_of(run.run_id, before),
     )
+
+
+def _status_of(run_id: str, value: str) -> RunStatus:
+    try:
+        return RunStatus(value)
+    except ValueError as exc:
+        raise RecordCorrupt(f"run {run_id!r}: its row cannot be read: {exc}") from exc
 
 
 _PAYLOAD_AT: Final = _RECORD_AT + len(RECORD) - 1

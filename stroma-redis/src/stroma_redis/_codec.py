@@ -97,6 +97,18 @@ def run_from(run_id: str, values: Values) -> RunRecord:
         raise RecordCorrupt(f"run {run_id!r}: its record cannot be read: {exc}") from exc
 
 
+def status_from(run_id: str, value: bytes) -> RunStatus:
+    """Return a status.
+
+    Raises:
+        RecordCorrupt: it is none.
+    """
+    try:
+        return RunStatus(value.decode())
+    except ValueError as exc:
+        raise RecordCorrupt(f"run {run_id!r}: its record cannot be read: {exc}") from exc
+
+
 def _run(run_id: str, columns: Sequence[bytes]) -> RunRecord:
     status, reason, pipeline, version, tags, owner, holder, lease, epochs, *rest = columns
     payload, fingerprint, plan, spend, active_ms, trace_parent, created_at, updated_at = rest

@@ -19,7 +19,6 @@ from stroma.records import (
     RunPage,
     RunQuery,
     RunRecord,
-    RunStatus,
     unique_id,
 )
 from stroma.stores.rules import (
@@ -37,6 +36,7 @@ from stroma_redis._codec import (
     record_args,
     record_from,
     run_from,
+    status_from,
     text,
 )
 from stroma_redis._errors import Failure, Reply, store_error
@@ -167,7 +167,7 @@ class Operations:
             return None if kind == b"missing" else _opened(run_id, reply)
         self._take_in_claim(run_id, listed, began)
         opened = _opened(run_id, reply)
-        return opened._replace(is_claimed=True, status_before=RunStatus(reply[1].decode()))
+        return opened._replace(is_claimed=True, status_before=status_from(run_id, reply[1]))
 
     def _take_in_claim(self, run_id: str, listed: Reply, at: float) -> None:
         """Note what a claim has prolonged.

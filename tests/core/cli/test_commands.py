@@ -19,6 +19,7 @@ from stroma import InMemoryStore, SQLiteStore
 from stroma.cli import access, main
 from stroma.config import open_store
 from stroma.cost import NO_USAGE, Usage
+from stroma.errors import StoreUnusable
 from stroma.records import (
     CheckpointRecord,
     Commit,
@@ -27,9 +28,11 @@ from stroma.records import (
     PlanDocument,
     RecordHeader,
     RecordKind,
+    RunPage,
     RunRecord,
     RunStatus,
     RunUpdate,
+    UnreadableRun,
     digest_of,
 )
 
@@ -381,6 +384,17 @@ def test_a_damaged_run_is_left_by_a_purge_that_says_so(stroma: Command) -> None:
     )
     again = stroma("purge", "--older-than", "30d", "--json").json
     assert (again["purged"], [run["run_id"] for run in again["left"]]) == (0, ["r"])
+
+
+def test_a_run_of_a_newer_version_is_left_by_a_purge_without_advice_to_remove_it(
+    store: InMemoryStore, stroma: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = UnreadableRun("new", StoreUnusable("format 2: update this program"))
+    monkeypatch.setattr(store, "runs", lambda query: RunPage((), "", (newer,)))
+
+    purged = stroma("purge", "--older-than", "30d")
+
+    assert purged.err == "left alone: run 'new': format 2: update this program\n"
 
 
 @pytest.mark.usefixtures("damaged")

@@ -14,7 +14,7 @@ from stroma._version import __version__
 from stroma.cli import EXIT_FAILED, EXIT_WRONG_USE, access, tables, views
 from stroma.cli.loading import load_pipeline
 from stroma.cli.plain import plugins_as_json, plugins_as_text, printable
-from stroma.errors import ConfigError, ContractViolation, PluginError, StromaError
+from stroma.errors import ConfigError, ContractViolation, PluginError, RecordCorrupt, StromaError
 from stroma.plugins import list_plugins
 from stroma.records import RunQuery
 
@@ -135,7 +135,7 @@ def purge(
             typer.echo(f"purged {removed} {'run' if removed == 1 else 'runs'}")
         for run in left:
             typer.echo(printable(f"left alone: {views.unreadable_text(run)}"), err=True)
-        if left:
+        if any(isinstance(run.error, RecordCorrupt) for run in left):
             typer.echo(
                 "nobody can tell whether a worker owns what cannot be read: "
                 "`stroma delete ID --force` removes it",

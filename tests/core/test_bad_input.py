@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypedDict, TypeVar
 
 import pytest
 from pydantic import BaseModel, RootModel
 
 from stroma import (
     ConfigError,
+    ExecutionBudget,
     FailurePolicy,
     InMemoryStore,
+    ModelFallback,
     NodeContract,
     NodeHooks,
     Pipeline,
     PriceTable,
+    RunConfig,
     RunStatus,
     StateNotStorable,
     StromaRunner,
+    TraceOptions,
     fan_out,
     node,
     parallel,
@@ -165,6 +169,14 @@ def _three_arguments(state: Number, ctx: dict[str, Any], more: int) -> Number:
     return state
 
 
+def _two_states(state: Number, more: Number) -> Number:
+    return state
+
+
+def _number_too(state: Number, count: int, last: int = 3) -> Number:
+    return state
+
+
 def _keyword(state: Number, *, more: int) -> Number:
     return state
 
@@ -197,9 +209,14 @@ async def _async_generator(state: Number) -> Any:
         (_plain, {"input": Number()}, "its input must be a pydantic model class"),
         (_plain, {"policy": 3}, "a policy is a FailurePolicy, or a dict"),
         (_plain, {"policy": {"recoverable": FailurePolicy()}}, "a policy is a FailurePolicy"),
-        (_plain, {"timeout_ms": 0}, "timeout_ms must be above 0"),
-        (_plain, {"timeout_ms": float("inf")}, "timeout_ms must be above 0"),
-        (_plain, {"timeout_ms": True}, "timeout_ms must be above 0"),
+        (_plain, {"timeout_ms": 0}, "timeout_ms must be a finite number above 0, not 0"),
+        (_plain, {"timeout_ms": float("inf")}, "timeout_ms must be a finite number above 0"),
+        (_plain, {"timeout_ms": 10**400}, "timeout_ms must be a finite number above 0"),
+        (_plain, {"timeout_ms": "5"}, "timeout_ms must be a finite number above 0, not '5'"),
+        (_plain, {"timeout_ms": True}, "timeout_ms must be a finite number above 0, not True"),
+        (_plain, {"model": 5}, "model must be a str, not int"),
+        (_two_states, {}, "node '_two_states': its second parameter 'more' gets the"),
+        (_number_too, {}, "second parameter 'count' gets the context, .* is annotated as int"),
     ],
 )
 def test_a_function_that_cannot_be_a_node_is_refused(
@@ -207,6 +224,63 @@ def test_a_function_that_cannot_be_a_node_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         node(**options)(function)
+
+
+class _Typed(TypedDict):
+    client: object
+
+
+class _Readable(Protocol):
+    def __getitem__(self, key: str, /) -> object: ...
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        dict,
+        dict[str, Any],
+        MutableMapping[str, object],
+        Mapping[str, Any],
+        Annotated[dict[str, Any] | None, "the context"],
+        Iterable[str],
+        object,
+        Any,
+        _Typed,
+        _Readable,
+        TypeVar("AnyContext"),
+        "NowhereDefined",
+        None,
+    ],
+    ids=str,
+)
+async def test_a_context_may_be_annotated_as_what_it_is_or_not_at_all(annotation: Any) -> None:
+    async def a(state: Number, ctx: Any) -> Number:
+        return Number(value=ctx["x"])
+
+    a.__annotations__["ctx"] = annotation
+    if annotation is None:
+        del a.__annotations__["ctx"]
+    one = node(input=Number, output=Number)(a)
+    result = await make_runner().with_context({"x": 3}).run([one], Number())
+    assert result.final_state == Number(value=3)
+
+
+def test_a_second_state_is_refused_by_every_decorator() -> None:
+    class Local(BaseModel):
+        x: int = 0
+
+    async def a(state: Local, more: Local) -> Local:
+        return state
+
+    contract = NodeContract(node_id="a", input_schema=Number, output_schema=Number)
+    for decorator in (
+        node,
+        stroma_node("a", contract),
+        make_runner().node("a", input=Number, output=Number),
+    ):
+        function = a if decorator is node else _two_states
+        with pytest.raises(ConfigError, match="node 'a': its second parameter 'more'"):
+            decorator(function)  # type: ignore[operator]
 
 
 def test_a_contract_for_another_node_is_refused() -> None:
@@ -270,8 +344,18 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
         {"lease_seconds": 1e308},
         {"lease_seconds": 10**400},
         {"resume": "perhaps"},
+        {"lease_seconds": True},
         {"tags": "abc"},
+        {"tags": [""]},
+        {"tags": ["a\0"]},
+        {"tags": ["\ud800"]},
+        {"tags": ["x" * 513]},
+        {"tags": [5]},
+        {"disabled_plugins": "otel"},
+        {"clock": 5},
+        {"random": 5},
         {"node_timeouts": {"a": -1}},
+        {"node_timeouts": {"a": 10**400}},
         {"node_policies": {"a": 3}},
         {"node_policies": FailurePolicy()},
         {"node_timeouts": 5},
@@ -283,6 +367,55 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         StromaRunner.quick(store=InMemoryStore(), **options)
+
+
+@pytest.mark.parametrize("value", [5, "abc", {"a": 1}], ids=repr)
+@pytest.mark.parametrize("option", ["tags", "disabled_plugins"])
+def test_what_is_no_list_of_names_is_told_so(option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{option}: must be a list of names, not"):
+        StromaRunner.quick(**{option: value})
+
+
+@pytest.mark.parametrize("tags", [[""], ["a\0"], ["\ud800"], ["x" * 300_000]])
+async def test_a_run_is_not_submitted_under_a_tag_that_no_store_keeps(
+    calls: Calls, tags: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="tag '"):
+        await make_runner().submit(Pipeline("p", [calls.node("a")]), Number(), tags=tags)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: ExecutionBudget(tokens=-1), "ExecutionBudget: tokens: "),
+        (lambda: ExecutionBudget(cost_usd=NAN), "ExecutionBudget: cost_usd: .* finite number"),
+        (lambda: ExecutionBudget(token=5), "ExecutionBudget: token: "),
+        (lambda: ExecutionBudget(tokens=True), "tokens: must be a number, not a bool"),
+        (lambda: ExecutionBudget(cost_usd=True), "cost_usd: must be a number, not a bool"),
+        (lambda: ExecutionBudget(latency_ms=True), "latency_ms: must be a number, not a bool"),
+        (lambda: FailurePolicy(max_retries=-1), "FailurePolicy: max_retries: "),
+        (lambda: FailurePolicy(max_retries=False), "max_retries: must be a number, not a bool"),
+        (lambda: FailurePolicy(base_delay_seconds=True), "base_delay_seconds: must be a number"),
+        (lambda: ModelFallback(model="a", to="b", at_budget_pct=80), "ModelFallback: at_budget_p"),
+        (lambda: ModelFallback(model="a", to="b", at_budget_pct=NAN), "at_budget_pct: .* finite n"),
+        (lambda: TraceOptions(max_events=-1), "TraceOptions: max_events: "),
+        (lambda: TraceOptions(redact=WORD), "redact: must be a list of names, not 'word'"),
+        (lambda: NodeContract(node_id="", input_schema=Number, output_schema=Number), "node id ''"),
+        (lambda: RunConfig(lease_seconds=0), "RunConfig: lease_seconds: "),
+        (lambda: RunConfig(tag=["a"]), "RunConfig: tag: "),
+    ],
+)
+def test_a_wrong_model_of_options_is_refused_where_it_is_made(make: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make()
+
+
+def test_a_wrong_option_inside_another_one_is_named_with_its_field() -> None:
+    with pytest.raises(ConfigError, match=r"RunConfig: budget\.tokens: .*; budget\.cost_usd: "):
+        make_runner().with_budget(tokens=-1, cost_usd=True)
+    given: Any = {"budget": {"tokens": "5"}, "save_policy": {"max_retries": 1}}
+    config = make_runner().with_options(**given).config
+    assert (config.budget, config.save_policy.max_retries) == (ExecutionBudget(tokens=5), 1)
 
 
 def test_a_lease_may_last_a_year() -> None:
@@ -368,6 +501,8 @@ async def test_one_runner_may_run_many_pipelines_and_inputs_at_once(calls: Calls
 
 
 NUMBER: Any = 5
+NAN = float("nan")
+WORD: Any = "word"
 TRIPLE: Any = (1, 2, 3)
 
 

@@ -60,6 +60,8 @@ def test_with_redis() -> None:
         ),
         ("redis://h?key_prefx=red", {}, "no such option; did you mean 'key_prefix'?; it takes"),
         ("redis://h?ttl_seconds=soon", {}, "store: ttl_seconds: Input should be a valid number"),
+        ("redis://h?ttl_seconds=nan", {}, "store: ttl_seconds: Input should be a finite number"),
+        ("redis://h?timeout_seconds=nan", {}, "timeout_seconds: Input should be a finite number"),
         ("redis://h?ttl_seconds=0", {}, "store: ttl_seconds: Input should be greater than"),
         ("redis://h?cluster=perhaps", {}, "store: cluster: Input should be a valid boolean"),
         ("rediss://h?ssl_cert_reqs=no", {}, "Input should be 'required', 'optional' or 'none'"),

@@ -62,6 +62,7 @@ def test_a_url_that_cannot_be_one(url: str, message: str) -> None:
         ({"session_token": "a"}, "session_token goes with"),
         ({"sse_kms_key_id": "k"}, "sse_kms_key_id goes with"),
         ({"sse": "rot13"}, "sse"),
+        ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds: .*a finite number"),
         ({"access_key_id": "a", "secret_access_key": "b", "profile": "p"}, "exclude"),
         ({"prefix": "a/../b"}, "prefix"),
         ({"prefix": "a//b"}, "prefix"),

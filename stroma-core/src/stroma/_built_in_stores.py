@@ -29,7 +29,7 @@ class SQLiteOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    busy_timeout_seconds: float = Field(default=5.0, ge=0, le=3600)
+    busy_timeout_seconds: float = Field(default=5.0, ge=0, le=3600, allow_inf_nan=False)
 
 
 class _MemoryFactory:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError, field_validator
 
 from stroma.errors import ConfigError, ContractViolation, StateNotStorable
 from stroma.forms import unstorable_fields
 from stroma.ids import check_id
+from stroma.options import Options
 from stroma.schemas import StateCodec, codec_of, describe
 
 
-class NodeContract(BaseModel):
+class NodeContract(Options):
     """The types at a node's boundary.
 
     Attributes:
         node_id: the node that the contract is for; any text without NUL, up to 512 bytes.
         input_schema: the model that the node takes.
         output_schema: the model that the node gives.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    Raises:
+        ConfigError: the id cannot be stored, or a type is no pydantic model.
+    """
 
     node_id: str
     input_schema: type[BaseModel]

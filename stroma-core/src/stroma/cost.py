@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
 from stroma.errors import BudgetExceeded, ConfigError, UnknownPrice
+from stroma.options import Options, no_bool
 
 logger = logging.getLogger("stroma")
 
@@ -133,20 +134,23 @@ def _usd(model: str, value: Decimal | float | str) -> Decimal:
     return price
 
 
-class ExecutionBudget(BaseModel):
+class ExecutionBudget(Options):
     """Limits of a run, over all its starts. None is no limit.
 
     Attributes:
         tokens: input and output tokens together.
         cost_usd: dollars.
         latency_ms: milliseconds of active time: downtime between two starts does not count.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    Raises:
+        ConfigError: a limit is negative or no number.
+    """
 
     tokens: int | None = Field(default=None, ge=0)
     cost_usd: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
     latency_ms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    _no_bools = field_validator("tokens", "cost_usd", "latency_ms", mode="before")(no_bool)
 
     @property
     def is_unlimited(self) -> bool:
@@ -154,7 +158,7 @@ class ExecutionBudget(BaseModel):
         return self.tokens is None and self.cost_usd is None and self.latency_ms is None
 
 
-class ModelFallback(BaseModel):
+class ModelFallback(Options):
     """Use a cheaper model once a share of the budget is spent.
 
     Attributes:
@@ -162,13 +166,16 @@ class ModelFallback(BaseModel):
         to: the one that they are told to use instead.
         at_budget_pct: share of the USD budget, or of the token budget where there is none in
             USD, from 0 to 1.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    Raises:
+        ConfigError: a model has no name, or the share is none.
+    """
 
     model: str = Field(min_length=1)
     to: str = Field(min_length=1)
-    at_budget_pct: float = Field(default=0.8, ge=0, le=1)
+    at_budget_pct: float = Field(default=0.8, ge=0, le=1, allow_inf_nan=False)
+
+    _no_bools = field_validator("at_budget_pct", mode="before")(no_bool)
 
 
 OnUnknownPrice: TypeAlias = Literal["error", "tokens_only"] | Price

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from stroma.clock import Random
 from stroma.errors import (
@@ -16,6 +16,7 @@ from stroma.errors import (
     ContractViolation,
     UnknownPrice,
 )
+from stroma.options import Options, no_bool
 from stroma.schemas import describe
 
 logger = logging.getLogger("stroma")
@@ -164,7 +165,7 @@ def _problems(exc: ValidationError) -> str:
     return f"{exc.title} does not fit: {'; '.join(describe(exc))}"
 
 
-class FailurePolicy(BaseModel):
+class FailurePolicy(Options):
     """How often and after what delay a node is called again.
 
     The delay before retry n is drawn evenly from 0 to
@@ -178,9 +179,10 @@ class FailurePolicy(BaseModel):
         max_delay_seconds: cap of the upper end; a Retry-After of the server may be longer.
         max_retry_after_seconds: a server's Retry-After above this is not waited for: the
             node is out of retries.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    Raises:
+        ConfigError: a number is too small or none.
+    """
 
     max_retries: int = Field(default=3, ge=0)
     base_delay_seconds: float = Field(default=0.5, ge=0, allow_inf_nan=False)
@@ -188,12 +190,7 @@ class FailurePolicy(BaseModel):
     max_delay_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     max_retry_after_seconds: float = Field(default=300.0, ge=0, allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_bool(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("max_retries"), bool):
-            raise ValueError("max_retries must be a number, not a bool")
-        return data
+    _no_bools = field_validator("*", mode="before")(no_bool)
 
     def delay_seconds(
         self, retry: int, random: Random, retry_after_seconds: float | None = None

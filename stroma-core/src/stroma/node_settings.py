@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from stroma.errors import ConfigError, ContractViolation
 from stroma.failures import FailureClass, FailurePolicy, PolicyMap
+from stroma.options import finite
 from stroma.scope import Estimate, NodeScope
 
 Estimator: TypeAlias = Callable[[Any, NodeScope], Estimate | None]
@@ -84,14 +85,27 @@ def check_timeout_ms(value: object, node_id: str) -> float | None:
     """Return a timeout in milliseconds, or None.
 
     Raises:
-        ConfigError: it is no positive number.
+        ConfigError: it is no finite number above 0.
     """
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < float(typing.cast(float, value)) < float("inf"):
-        raise ConfigError(f"node {node_id!r}: timeout_ms must be above 0, not {value!r}")
-    return float(typing.cast(float, value))
+    number = finite(value)
+    if number is None or number <= 0:
+        raise ConfigError(
+            f"node {node_id!r}: timeout_ms must be a finite number above 0, not {value!r}"
+        )
+    return number
+
+
+def check_model(value: object, node_id: str) -> str:
+    """Return the name of a node's model, or "".
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"node {node_id!r}: model must be a str, not {type(value).__name__}")
+    return value
 
 
 def as_estimator(value: object, node_id: str) -> Estimator | None:

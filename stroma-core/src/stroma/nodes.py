@@ -33,12 +33,13 @@ from stroma.node_settings import (
     as_estimator,
     as_policies,
     check_in_doubt,
+    check_model,
     check_repair,
     check_resamples,
     check_timeout_ms,
 )
 from stroma.schemas import describe
-from stroma.scope import Estimate, usage_of
+from stroma.scope import Estimate, may_be_context, usage_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,9 +51,22 @@ SETTINGS: Final = "_stroma_settings"
 
 
 def mark(
-    function: Callable[P, R], contract: NodeContract, settings: NodeSettings
+    function: Callable[P, R],
+    contract: NodeContract,
+    settings: NodeSettings,
+    localns: Mapping[str, object] | None = None,
 ) -> Callable[P, R]:
-    """Make a function a node, and return it."""
+    """Make a function a node, and return it.
+
+    Args:
+        function: the function.
+        contract: what it takes and gives.
+        settings: what else its decorator fixed.
+        localns: names that its annotations may use besides those of its module.
+
+    Raises:
+        ConfigError: it cannot be a node.
+    """
     if not callable(function):
         raise ConfigError(f"a node must be a function, not {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -65,6 +79,8 @@ def mark(
             f"node {contract.node_id!r}: the function must take the state, and the context if "
             f"it wants it; it takes {count} arguments"
         )
+    if count == 2:
+        _check_context(function, contract.node_id, localns or {})
     setattr(function, NODE_ID, contract.node_id)
     setattr(function, CONTRACT, contract)
     setattr(function, SETTINGS, settings)
@@ -79,6 +95,26 @@ def _positional(function: NodeFunction, node_id: str) -> int:
         raise ConfigError(f"node {node_id!r}: a required keyword argument cannot be given")
     required = sum(p.kind in positional and p.default is p.empty for p in found)
     return max(required, min(2, sum(p.kind in positional for p in found)))
+
+
+def _check_context(function: NodeFunction, node_id: str, localns: Mapping[str, object]) -> None:
+    """Refuse a second parameter that is annotated as what the context is not.
+
+    Raises:
+        ConfigError: names the parameter.
+    """
+    _, second, *_ = inspect.signature(function).parameters.values()
+    try:
+        annotation = _hints(function, localns).get(second.name, second.annotation)
+    except Exception:  # it cannot be resolved here, and so says nothing
+        annotation = second.annotation
+    if annotation is second.empty or may_be_context(annotation):
+        return
+    shown = getattr(annotation, "__name__", annotation)
+    raise ConfigError(
+        f"node {node_id!r}: its second parameter {second.name!r} gets the context, a dict, and is "
+        f"annotated as {shown}: a node takes one state; annotate the context as dict[str, Any]"
+    )
 
 
 def wants_context(function: NodeFunction) -> bool:
@@ -177,7 +213,8 @@ def node(
         max_resamples: how often; for "resample".
 
     Raises:
-        ConfigError: a type is missing or no model, or an option is wrong.
+        ConfigError: a type is missing or no model, an option is wrong, or the second parameter is
+            annotated as what the context, a dict, cannot be.
     """
     localns = sys._getframe(1).f_locals  # models of the function that the node is defined in
 
@@ -190,14 +227,14 @@ def node(
         settings = NodeSettings(
             as_policies(policy, node_id),
             check_timeout_ms(timeout_ms, node_id),
-            model,
+            check_model(model, node_id),
             True,
             as_estimator(estimate, node_id),
             check_in_doubt(on_in_doubt, node_id),
             check_repair(repair, node_id),
             check_resamples(on_violation, max_resamples, node_id),
         )
-        return mark(target, contract, settings)
+        return mark(target, contract, settings, localns)
 
     return decorate if function is None else decorate(function)
 
@@ -232,11 +269,8 @@ def _annotated_types(
 ) -> tuple[object, object]:
     if takes is not None and gives is not None:
         return takes, gives
-    target = inspect.unwrap(function)
-    if not inspect.isroutine(target):
-        target = type(target).__call__
     try:
-        hints = typing.get_type_hints(target, localns=dict(localns))
+        hints = _hints(function, localns)
     except NameError as exc:
         raise ConfigError(
             f"node {node_id!r}: an annotation cannot be resolved ({exc}): give input= and output="
@@ -246,6 +280,13 @@ def _annotated_types(
     if get_origin(given) is tuple:
         given = get_args(given)[0]
     return takes or hints.get(first), gives or given
+
+
+def _hints(function: NodeFunction, localns: Mapping[str, object]) -> dict[str, Any]:
+    target = inspect.unwrap(function)
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    return typing.get_type_hints(target, localns=dict(localns))
 
 
 def split_output(raw: tuple[object, ...], node_id: str) -> tuple[object, Usage]:

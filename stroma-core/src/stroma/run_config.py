@@ -1,20 +1,26 @@
 """What can be set for a run, checked before anything runs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
     SkipValidation,
-    ValidationError,
+    field_validator,
     model_validator,
 )
 
-from stroma.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
+from stroma.clock import (
+    SYSTEM_CLOCK,
+    SYSTEM_RANDOM,
+    Clock,
+    Random,
+    check_clock,
+    check_random,
+)
 from stroma.cost import ExecutionBudget, ModelFallback, OnUnknownPrice, Pricer
 from stroma.errors import ConfigError
 from stroma.failures import Classifier, FailureClass, FailurePolicy, PolicyMap, default_policy_map
@@ -27,8 +33,8 @@ from stroma.node_settings import (
     check_timeout_ms,
     is_estimator,
 )
+from stroma.options import Options, list_of_names, no_bool
 from stroma.plugins import did_you_mean
-from stroma.schemas import describe
 from stroma.trace import TraceOptions
 
 DEFAULT_LEASE_SECONDS = 60.0
@@ -43,6 +49,10 @@ def default_save_policy() -> FailurePolicy:
 
 def _checked_id(what: str) -> Callable[[object], object]:
     return lambda value: None if value is None else check_id(value, what)
+
+
+def _names(what: str) -> Callable[[object], tuple[str, ...]]:
+    return lambda value: list_of_names(value, what)
 
 
 def _node_policies(value: object) -> object:
@@ -86,7 +96,7 @@ def _estimator(value: object) -> object:
     return value
 
 
-class RunConfig(BaseModel):
+class RunConfig(Options):
     """What holds for a run. It cannot be changed: a run under way keeps what it began with.
 
     Attributes:
@@ -109,17 +119,18 @@ class RunConfig(BaseModel):
             an `Estimate`, or None where it costs nothing. It is reserved before the call.
         save_policy: how often and after what delay a failed save is tried again.
         trace: bounds and contents of the trace.
-        tags: words for listing runs.
+        tags: words for listing runs, of 1 to 512 bytes of UTF-8 without NUL.
         lease_seconds: how long the run stays this worker's without a sign of life; a year,
             31,536,000, at the most.
         disabled_plugins: names of plugins whose hooks, classifiers and pricers are not used.
         clock: where times are from.
         random: numbers from 0 up to 1, for the jitter of delays.
+
+    Raises:
+        ConfigError: names each option that is unknown or wrong.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
-    )
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     run_id: Annotated[str | None, BeforeValidator(_checked_id("run id"))] = None
     resume: bool = False
@@ -127,8 +138,12 @@ class RunConfig(BaseModel):
     restart: bool = False
     budget: ExecutionBudget = Field(default_factory=ExecutionBudget)
     policy_map: dict[FailureClass, FailurePolicy] = Field(default_factory=default_policy_map)
-    node_policies: Annotated[dict[str, PolicyMap], BeforeValidator(_node_policies)] = {}
-    node_timeouts: Annotated[dict[str, float], BeforeValidator(_node_timeouts)] = {}
+    node_policies: Annotated[dict[str, PolicyMap], BeforeValidator(_node_policies)] = Field(
+        default_factory=dict[str, PolicyMap]
+    )
+    node_timeouts: Annotated[dict[str, float], BeforeValidator(_node_timeouts)] = Field(
+        default_factory=dict[str, float]
+    )
     classifiers: Annotated[tuple[Classifier, ...], BeforeValidator(_callables)] = ()
     hooks: Annotated[tuple[InstanceOf[NodeHooks], ...], BeforeValidator(_hooks)] = ()
     model_fallbacks: tuple[ModelFallback, ...] = ()
@@ -137,13 +152,17 @@ class RunConfig(BaseModel):
     estimator: Annotated[SkipValidation[Estimator | None], BeforeValidator(_estimator)] = None
     save_policy: FailurePolicy = Field(default_factory=default_save_policy)
     trace: TraceOptions = Field(default_factory=TraceOptions)
-    tags: tuple[str, ...] = ()
+    tags: Annotated[tuple[str, ...], BeforeValidator(_names("tag"))] = ()
     lease_seconds: float = Field(
         default=DEFAULT_LEASE_SECONDS, gt=0, le=MAX_LEASE_SECONDS, allow_inf_nan=False
     )
-    disabled_plugins: frozenset[str] = frozenset()
-    clock: SkipValidation[Clock] = SYSTEM_CLOCK
-    random: Random = SYSTEM_RANDOM
+    disabled_plugins: Annotated[frozenset[str], BeforeValidator(_names("name of a plugin"))] = (
+        frozenset()
+    )
+    clock: Annotated[SkipValidation[Clock], BeforeValidator(check_clock)] = SYSTEM_CLOCK
+    random: Annotated[SkipValidation[Random], BeforeValidator(check_random)] = SYSTEM_RANDOM
+
+    _no_bools = field_validator("lease_seconds", mode="before")(no_bool)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -180,7 +199,5 @@ def changed_config(config: RunConfig | None, changes: Mapping[str, object]) -> R
     kept = (
         {} if config is None else {name: getattr(config, name) for name in config.model_fields_set}
     )
-    try:
-        return RunConfig.model_validate({**kept, **changes})
-    except ValidationError as exc:
-        raise ConfigError(f"wrong configuration: {'; '.join(describe(exc, whole=''))}") from exc
+    values: dict[str, Any] = {**kept, **changes}
+    return RunConfig(**values)

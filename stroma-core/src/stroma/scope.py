@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from stroma.cost import NO_USAGE, ExecutionBudget, ModelFallback, Usage, model_under
 from stroma.errors import ConfigError
@@ -300,3 +311,16 @@ class SharedContext(MutableMapping[str, object]):
 
     def __repr__(self) -> str:
         return f"SharedContext({sorted(map(str, self))})"  # values may be secrets
+
+
+def may_be_context(annotation: object) -> bool:
+    """Say whether a parameter that is annotated so may be given the context.
+
+    It may if that is a mapping, something that a mapping is, or nothing that can be judged.
+    """
+    origin = get_origin(annotation) or annotation
+    if origin in (Union, UnionType):
+        return any(map(may_be_context, get_args(annotation)))
+    if origin is Any or not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
+        return True
+    return issubclass(origin, Mapping) or issubclass(SharedContext, origin)

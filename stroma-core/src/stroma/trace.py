@@ -4,9 +4,11 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field, field_validator
+
+from stroma.options import Options, list_of_names, no_bool
 
 EventKind: TypeAlias = Literal["succeeded", "failed", "skipped", "budget", "fallback", "cancelled"]
 
@@ -80,7 +82,11 @@ _MESSAGE: Final = 11
 _PREVIEW: Final = 13
 
 
-class TraceOptions(BaseModel):
+def _field_names(value: object) -> tuple[str, ...]:
+    return list_of_names(value, "name of a field")
+
+
+class TraceOptions(Options):
     """Bounds and contents of a trace.
 
     Attributes:
@@ -88,14 +94,17 @@ class TraceOptions(BaseModel):
         max_bytes: and beyond roughly this size.
         preview_bytes: how much of each output to keep; 0 keeps none.
         redact: names of fields, at any depth, whose values previews leave out.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    Raises:
+        ConfigError: a bound is negative or no number, or the names are no list.
+    """
 
     max_events: int = Field(default=10_000, ge=0)
     max_bytes: int = Field(default=8_000_000, ge=0)
     preview_bytes: int = Field(default=0, ge=0)
-    redact: frozenset[str] = frozenset()
+    redact: Annotated[frozenset[str], BeforeValidator(_field_names)] = frozenset()
+
+    _no_bools = field_validator("max_events", "max_bytes", "preview_bytes", mode="before")(no_bool)
 
     def preview(self, payload: bytes) -> str:
         """Return the beginning of a payload with redacted fields replaced, or ""."""

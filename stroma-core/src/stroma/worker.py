@@ -11,9 +11,17 @@ from typing import Final
 from stroma._aio import first_of
 from stroma.backlog import Backlog, open_backlogs
 from stroma.batching import call_operation
-from stroma.clock import SYSTEM_CLOCK, SYSTEM_RANDOM, Clock, Random
+from stroma.clock import (
+    SYSTEM_CLOCK,
+    SYSTEM_RANDOM,
+    Clock,
+    Random,
+    check_clock,
+    check_random,
+)
 from stroma.errors import ConfigError, OutcomeUnknown, StoreError, StoreUnavailable
 from stroma.health import HealthServer, host_and_port
+from stroma.options import finite
 from stroma.pipeline import Pipeline
 from stroma.recovery import CONCURRENCY, Crew, Outcome, check_count
 from stroma.result import ExecutionResult
@@ -78,8 +86,8 @@ class Worker:
         self._concurrency = concurrency
         self._poll_seconds = poll_seconds
         self._drain_seconds = drain_seconds
-        self._clock = clock
-        self._random = random
+        self._clock = check_clock(clock)
+        self._random = check_random(random)
         self._stop_request = StopRequest()
         self._cut = asyncio.Event()
         self._ended_one = asyncio.Event()
@@ -256,6 +264,6 @@ def _count(runs: int) -> str:
 
 
 def _check_seconds(value: object, name: str, *, least: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= float(value) < float("inf"):  # type: ignore[arg-type]
+    number = finite(value)
+    if number is None or number < least:
         raise ConfigError(f"{name} must be a number of seconds from {least:g}, not {value!r}")

@@ -68,15 +68,17 @@ class RedisOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str = Field(default=DEFAULT_URL, repr=False)
-    ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, ge=1, le=3_153_600_000)
+    ttl_seconds: float = Field(
+        default=DEFAULT_TTL_SECONDS, ge=1, le=3_153_600_000, allow_inf_nan=False
+    )
     key_prefix: str = Field(default="stroma", pattern=r"^[^{}\s\x00]{1,128}$")
     username: str | None = None
     password: SecretStr | None = None
     db: int = Field(default=0, ge=0)
     cluster: bool = False
     max_connections: int = Field(default=32, ge=1, le=10_000)
-    timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
-    connect_timeout_seconds: float = Field(default=5.0, gt=0, le=3600)
+    timeout_seconds: float = Field(default=10.0, gt=0, le=3600, allow_inf_nan=False)
+    connect_timeout_seconds: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)
     durability: Durability | None = None
     ssl_ca_certs: Path | None = None
     ssl_certfile: Path | None = None

@@ -59,8 +59,8 @@ class S3Options(BaseModel):
     storage_class: str | None = None
     checksum: Literal["default", "sha256", "md5"] = "default"
     request_checksum_calculation: Literal["when_supported", "when_required"] = "when_supported"
-    connect_timeout_seconds: float = Field(default=5.0, gt=0, le=300)
-    read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
+    connect_timeout_seconds: float = Field(default=5.0, gt=0, le=300, allow_inf_nan=False)
+    read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
     max_attempts: int = Field(default=3, ge=1, le=10)
     max_connections: int = Field(default=32, ge=2, le=1000)
     max_payload_bytes: int = Field(default=DEFAULT_PAYLOAD_BYTES, ge=1, le=MAX_PAYLOAD_BYTES)

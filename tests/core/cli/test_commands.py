@@ -430,6 +430,8 @@ def test_purge_removes_what_is_old_and_free(
         (("purge", "--older-than", "soon"), "'soon' is no duration: write one such as 90s"),
         (("purge",), "--older-than"),
         (("runs", "--limit", "0"), "--limit"),
+        (("runs", "--tag", ""), "tag '' must have 1 to 512 bytes"),
+        (("purge", "--older-than", "1d", "--tag", ""), "tag '' must have 1 to 512 bytes"),
         (("nope",), "nope"),
         (("show",), "RUN_ID"),
     ],

@@ -120,7 +120,7 @@ def test_a_call_that_was_never_made_is_made_and_json_is_printed(
             "cost_usd must be a number of 0 or more, not -1",
         ),
         (("--outcome", "lost", "--attempt", "3"), 1, "'pay, call 3' is not in doubt"),
-        (("--outcome", "dunno"), 2, "'dunno' is not one of"),
+        (("--outcome", "dunno"), 2, "must be one of 'answered', 'lost', 'never_made', not 'du"),
         ((), 2, "Missing option '--outcome'"),
     ],
 )

@@ -164,7 +164,7 @@ def test_without_a_store_nothing_is_submitted(
         (("app.py:digest",), "a module is named without .py: app:digest"),
         (("apps.more:digest",), "there is no module 'apps' here"),
         (("app:digests",), "app has no 'digests'; its pipelines are digest, report"),
-        (("app:number",), "app has a int, no Pipeline, at 'number'"),
+        (("app:number",), "app has 'number', which is no Pipeline but of type int; its pipelines"),
         (("app:digest", "--input", "hunter2"), "--input is no JSON"),
         (("app:digest", "--input", "[1]"), "--input must be a JSON object, not list"),
         (("app:digest", "--input", "@missing"), "'missing' cannot be read"),

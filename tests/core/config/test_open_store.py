@@ -163,6 +163,7 @@ def test_what_is_no_path_either_is_explained(spec: str, hint: str) -> None:
     [
         ({"pth": "x"}, "has no option 'pth': it takes path, .*; did you mean 'path'"),
         ({}, "store 'sqlite': path: Field required; it takes path, busy_timeout_seconds"),
+        ({"path": "x", "busy_timeout_seconds": "nan"}, "busy_timeout_seconds: .*a finite number"),
         ({"path": "x", "busy_timeout_seconds": -1}, "busy_timeout_seconds: .*greater than or eq"),
     ],
 )

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -39,7 +39,6 @@ PipelineOption: TypeAlias = Annotated[
     str | None, typer.Option("--pipeline", help="Only of this pipeline.")
 ]
 TagOption: TypeAlias = Annotated[str | None, typer.Option("--tag", help="Only with this tag.")]
-Outcome: TypeAlias = Literal["answered", "lost", "never_made"]
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.")]
 
 
@@ -72,7 +71,7 @@ def runs(
     """List runs, the last updated first."""
     with _errors_reported():
         statuses = views.statuses_of(status or ())
-        query = RunQuery(statuses, pipeline, tag, limit=limit, cursor=cursor)
+        query = RunQuery(statuses, pipeline, views.tag_of(tag), limit=limit, cursor=cursor)
         page = access.with_store(store, lambda opened: access.list_runs(opened, query))
         if as_json:
             _echo_json(views.page_view(page))
@@ -127,7 +126,8 @@ def purge(
     """Remove runs that were not changed for some time and that no worker owns."""
     with _errors_reported():
         before = time.time() - views.seconds_of(older_than)
-        query = RunQuery(views.statuses_of(status or ()), pipeline, tag, before)
+        statuses = views.statuses_of(status or ())
+        query = RunQuery(statuses, pipeline, views.tag_of(tag), before)
         removed, left = access.with_store(store, lambda opened: access.purge(opened, query))
         if as_json:
             _echo_json({"purged": removed, "left": [views.unreadable_view(run) for run in left]})
@@ -186,9 +186,12 @@ def resolve(
     run_id: RunId,
     path: Annotated[str, typer.Argument(metavar="PATH", help="The node's place.")],
     outcome: Annotated[
-        Outcome,
+        str,
         typer.Option(
-            help="It gave --output; or it was billed, and the answer is lost; or it was never made."
+            metavar="answered|lost|never_made",
+            help=(
+                "It gave --output; or it was billed, and the answer is lost; or it was never made."
+            ),
         ),
     ],
     output: Annotated[

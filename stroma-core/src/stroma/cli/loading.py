@@ -54,10 +54,11 @@ def load_pipeline(name: str) -> Pipeline:
     if isinstance(found, Pipeline):
         return found
     there = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
-    what = "has no" if found is None else f"has a {type(found).__name__}, no Pipeline, at"
-    raise ConfigError(
-        f"{module_name} {what} {attribute!r}; its pipelines are {', '.join(there) or 'none'}"
-    )
+    said = f"{module_name} has no {attribute!r}"
+    if found is not None:
+        kind = type(found).__name__
+        said = f"{module_name} has {attribute!r}, which is no Pipeline but of type {kind}"
+    raise ConfigError(f"{said}; its pipelines are {', '.join(there) or 'none'}")
 
 
 def _broken(name: str, exc: Exception) -> StromaError:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from stroma.cost import NO_USAGE, Usage
 from stroma.doubt import account_of
 from stroma.errors import ConfigError
-from stroma.ids import path_of
+from stroma.ids import check_id, path_of
 from stroma.records import (
     OpenedRun,
     PlanDocument,
@@ -181,3 +181,12 @@ def statuses_of(words: Iterable[str]) -> tuple[RunStatus, ...]:
             raise ConfigError(f"no run has the status {word!r}; there are {', '.join(by_name)}")
         found.append(by_name[word.upper()])
     return tuple(found)
+
+
+def tag_of(word: str | None) -> str | None:
+    """Return a tag that runs are asked for by, or None for any.
+
+    Raises:
+        ConfigError: no run can have it, as an empty variable of a shell.
+    """
+    return None if word is None else check_id(word, "tag")

@@ -58,6 +58,12 @@ def test_a_planted_defect_is_caught(defect: Defect, measured: Measured) -> None:
         assert broken != [o.said for o in failed], f"{clause} broke, and did not say: {broken}"
 
 
+@pytest.mark.parametrize("defect", DEFECTS, ids=[defect.name for defect in DEFECTS])
+def test_each_defect_applies(defect: Defect) -> None:
+    """One that does not would keep all of its store from being measured."""
+    assert defect.store.edited(defect.edits, defect.name) != defect.store.edited()
+
+
 def test_names_are_unique_and_clauses_exist() -> None:
     names = [defect.name for defect in DEFECTS]
     assert len({*names}) == len(names)

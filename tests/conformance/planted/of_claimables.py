@@ -38,8 +38,8 @@ CLAIMABLES = (
         (
             Edit(
                 "_sqlite_tables.py",
-                '" ORDER BY created_at, run_id LIMIT ?"',
-                '" ORDER BY updated_at, run_id LIMIT ?"',
+                '" ORDER BY created_at, run_id"',
+                '" ORDER BY updated_at, run_id"',
             ),
         ),
         ("test_claimable_runs_come_in_the_order_of_their_creation",),

@@ -11,7 +11,7 @@ _SEND = """        commands = [self._commit(commit) for commit in wanted]
 """
 _ANSWERS = """        for i, answer in zip(sent, answers, strict=False):
             if answer != 1:
-                self._prolonged_at.pop(commits[i].run_id, None)
+                self._young_until.pop(commits[i].run_id, None)
                 outcomes[i] = self._refusal(commits[i], answer)
 """
 _LOOK_FIRST = """        for i in sent:
@@ -46,8 +46,8 @@ _LOST = """        except BaseException:
 _GENERAL = (
     Edit(
         "_commands.py",
-        "        if len(commits) != 1:\n            return None\n",
-        "        return None\n",
+        "        run_id, token, records, update = commit\n        if update is not None or",
+        "        run_id, token, records, update = commit\n        if True or",
     ),
     Edit(
         "_commands.py",
@@ -219,7 +219,7 @@ SERVERS = (
                 "kept = nil",
             ),
             Edit(
-                "_scripts.py", "= 'h:' .. name\n    fields", "= 'h:' .. name .. written\n    fields"
+                "_scripts.py", "set('h:' .. name, written", "set('h:' .. name .. written, written"
             ),
         ),
         ("test_lost_replies_of_commits",),

@@ -241,6 +241,7 @@ class TestCancellation:
         dsn = server.at(proxy.host, proxy.port).dsn
         store = PostgresStore(dsn, schema=schema, max_connections=1)
         await store.setup()
+        await until(lambda: proxy.open_connections == 0)  # that of the setup has gone
         proxy.pause()
         task = asyncio.create_task(store.inspect("run"))
         await until(lambda: proxy.open_connections == 1)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -166,29 +167,30 @@ class Provider:
             raise TimeoutError("the provider took too long")
 
 
-_provider: Provider | None = None
+_employed: Provider | None = None
+_provider: ContextVar[Provider | None] = ContextVar("provider", default=None)
 
 
 def employ(provider: Provider) -> None:
     """Have the nodes of this process pay this provider from now on."""
-    global _provider
-    _provider = provider
+    global _employed
+    _employed = provider
 
 
 @contextlib.contextmanager
 def paying(provider: Provider) -> Iterator[Provider]:
-    """Have the nodes of this process pay this provider meanwhile."""
-    global _provider
-    before, _provider = _provider, provider
+    """Have the nodes of this task, and of those that it starts, pay this provider meanwhile."""
+    token = _provider.set(provider)
     try:
         yield provider
     finally:
-        _provider = before
+        _provider.reset(token)
 
 
 async def _pay() -> None:
-    assert _provider is not None, "nobody is there to be paid"
-    await _provider.call()
+    provider = _provider.get() or _employed
+    assert provider is not None, "nobody is there to be paid"
+    await provider.call()
 
 
 def _estimate(state: BaseModel, scope: NodeScope) -> Estimate:

@@ -9,12 +9,12 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-from stroma.records import CheckpointRecord, RunStatus, RunUpdate
+from stroma.records import CheckpointRecord, RunPage, RunStatus, RunUpdate
 from stroma_s3 import S3Store
 from stroma_s3._client import Conditional
 from stroma_s3._documents import FORMAT
@@ -24,10 +24,13 @@ from tests.core.stores.support import commit, request
 from tests.servers.s3 import S3Server
 
 __all__ = [
+    "BODIES",
     "DONE",
     "Held",
+    "all_pages",
     "commit",
     "counted",
+    "damage",
     "events_of",
     "headers_of",
     "keys_in",
@@ -114,6 +117,36 @@ def record(
     payload: bytes = b'{"text":"x"}',
 ) -> CheckpointRecord:
     return support.record(run_id, path, position=position, commit_id=commit_id, payload=payload)
+
+
+BODIES: Final = {
+    "junk": b"junk",
+    "no run": b"stroma-s3 1 5\n[1,2]",
+    "of a newer version": b"stroma-s3 99 2\n{}",
+}
+"""What may stand in the place of a run, and is none that can be read."""
+
+
+def damage(server: S3Server, bucket: str, prefix: str, body: bytes, *, but: Sequence[str]) -> None:
+    """Replace the objects below a prefix, except those that have one of these words in them."""
+    for key in keys_in(server, bucket, prefix):
+        if not any(word in key for word in but):
+            _client(server).put_object(Bucket=bucket, Key=key, Body=body)
+
+
+async def all_pages(
+    listing: Callable[[Any], Awaitable[RunPage]], query: Any
+) -> tuple[list[str], dict[str, Exception]]:
+    """Return the ids that a listing finds, page by page, and what it could not read."""
+    runs: list[str] = []
+    told: dict[str, Exception] = {}
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await listing(query._replace(cursor=cursor))
+        runs += [run.run_id for run in page.runs]
+        told |= dict(page.unreadable)
+        cursor = page.cursor or None
+    return runs, told
 
 
 async def headers_of(store: S3Store, run_id: str = "run") -> list[str]:

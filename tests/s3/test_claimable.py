@@ -11,7 +11,18 @@ from stroma.errors import RecordCorrupt
 from stroma.records import ClaimQuery, RunStatus, RunUpdate
 from stroma_s3 import S3Store, _claimable
 from stroma_s3._documents import NewerFormat
-from tests.s3.support import DONE, Held, commit, counted, keys_in, record, request
+from tests.s3.support import (
+    BODIES,
+    DONE,
+    Held,
+    all_pages,
+    commit,
+    counted,
+    damage,
+    keys_in,
+    record,
+    request,
+)
 from tests.servers.s3 import S3Server
 
 Make = Callable[..., S3Store]
@@ -266,13 +277,6 @@ class TestMarkers:
         assert await ids_of(other) == ["run"]
 
 
-BODIES = {
-    "junk": b"junk",
-    "no run": b"stroma-s3 1 5\n[1,2]",
-    "of a newer version": b"stroma-s3 99 2\n{}",
-}
-
-
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("name", ["runs/", "logs/"])
 async def test_a_damaged_run_is_told_and_hides_no_other(
@@ -281,21 +285,10 @@ async def test_a_damaged_run_is_told_and_hides_no_other(
     store = make()
     for run_id in ("a/b", "fine", "last"):
         await submit(store, run_id)
-    client = server.client()
-    for key in keys_in(server, bucket, name):
-        if "fine" not in key and "last" not in key:
-            client.put_object(Bucket=bucket, Key=key, Body=BODIES[kind])
-    client.close()
+    damage(server, bucket, name, BODIES[kind], but=("fine", "last"))
     reader = make()
 
-    runs: list[str] = []
-    told: dict[str, Exception] = {}
-    cursor: str | None = ""
-    while cursor is not None:
-        page = await reader.claimable(ClaimQuery(limit=1, cursor=cursor))
-        runs += [run.run_id for run in page.runs]
-        told |= dict(page.unreadable)
-        cursor = page.cursor or None
+    runs, told = await all_pages(reader.claimable, ClaimQuery(limit=1))
     assert runs == ["fine", "last"]
     assert told.keys() == {"a/b"}
     assert type(told["a/b"]) is (NewerFormat if "newer" in kind else RecordCorrupt)

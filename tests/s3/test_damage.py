@@ -10,15 +10,10 @@ from stroma.errors import RecordCorrupt
 from stroma.records import RunQuery
 from stroma_s3 import S3Store
 from stroma_s3._documents import NewerFormat
-from tests.s3.support import DONE, commit, keys_in, request
+from tests.s3.support import BODIES, DONE, all_pages, commit, damage, keys_in, request
 from tests.servers.s3 import S3Server
 
 Make = Callable[..., S3Store]
-BODIES = {
-    "junk": b"junk",
-    "no run": b"stroma-s3 1 5\n[1,2]",
-    "of a newer version": b"stroma-s3 99 2\n{}",
-}
 LONG = "long" * 100
 
 
@@ -31,21 +26,10 @@ async def test_a_damaged_run_is_told_not_purged_and_hides_no_other(
     for run_id in ("a/b", "fine", "last"):
         await store.open_run(request(run_id))
         assert await store.commit_many([commit(run_id=run_id, update=DONE)]) == [None]
-    client = server.client()
-    for key in keys_in(server, bucket, name):
-        if "fine" not in key and "last" not in key:
-            client.put_object(Bucket=bucket, Key=key, Body=BODIES[kind])
-    client.close()
+    damage(server, bucket, name, BODIES[kind], but=("fine", "last"))
     reader = make()
 
-    runs: list[str] = []
-    told: dict[str, Exception] = {}
-    cursor: str | None = ""
-    while cursor is not None:
-        page = await reader.runs(RunQuery(limit=1, cursor=cursor))
-        runs += [run.run_id for run in page.runs]
-        told |= dict(page.unreadable)
-        cursor = page.cursor or None
+    runs, told = await all_pages(reader.runs, RunQuery(limit=1))
     assert runs == ["last", "fine"]
     assert told.keys() == {"a/b"}
     assert type(told["a/b"]) is (NewerFormat if "newer" in kind else RecordCorrupt)

@@ -90,14 +90,7 @@ class Client:
         Raises:
             StoreError: it was not done, or nobody knows.
         """
-        if self._is_set_up and self._borrowed is None and not self._is_closed:
-            return await self._send(what, statement, arguments, is_write=is_write)
-
-        async def send() -> Answer:
-            if not self._is_set_up:
-                await self._setup()
-            return await self._send(what, statement, arguments, is_write=is_write)
-
+        send = partial(self._send, what, statement, arguments, is_write=is_write)
         return await self._in_the_pools_loop(send)
 
     async def _in_the_pools_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -121,6 +114,8 @@ class Client:
     async def _send(
         self, what: str, statement: str, arguments: Sequence[Any], *, is_write: bool
     ) -> Answer:
+        if not self._is_set_up:
+            await self._setup()
         lender = self._lender()
         maybe_done = False
         for is_last in (False, True):

@@ -17,6 +17,7 @@ from stroma.errors import StoreUnavailable, StoreUnusable
 from stroma.records import RunQuery
 from stroma.testing import TcpProxy
 from stroma_postgres import PostgresStore
+from stroma_postgres._opening import Openings
 from stroma_postgres._pool import Connections
 from tests.core.stores.support import Note, commit, record, request
 from tests.postgres.conftest import Admin, MakeStore
@@ -52,6 +53,12 @@ async def until(condition: object, seconds: float = 10.0) -> None:
             return
         assert time.monotonic() < deadline, "it did not become true"
         await asyncio.sleep(0.01)
+
+
+async def turns(number: int) -> None:
+    """Let the event loop turn."""
+    for _ in range(number):
+        await asyncio.sleep(0)
 
 
 class TestPool:
@@ -200,6 +207,50 @@ class TestCancellation:
 
         for i in range(100):
             asyncio.run(end_after(0.0002 * i))
+        gc.collect()
+        assert complaints == []
+
+    @pytest.mark.parametrize("is_set_up", [True, False])
+    def test_a_loop_that_ends_at_any_turn_of_a_cancellation(
+        self, server: Server, schema: str, is_set_up: bool
+    ) -> None:
+        """The driver connects once more, to have the statement cancelled at the server."""
+        complaints: list[str] = []
+
+        async def end_after(turns_before: int, turns_after: int) -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+            store = PostgresStore(server.dsn, schema=schema)
+            if is_set_up:
+                await store.inspect("run")
+            task = asyncio.create_task(store.inspect("run"))
+            await turns(turns_before)
+            task.cancel()
+            await turns(turns_after)
+
+        for before in range(1, 3) if is_set_up else range(1, 41, 3):
+            for after in range(20):
+                asyncio.run(end_after(before, after))
+        gc.collect()
+        assert complaints == []
+
+    async def test_what_came_while_the_loop_stood_still_is_heard(self, older: Server) -> None:
+        """No time is left, and the server has answered: the driver is not cut before it knows."""
+        loop, complaints = asyncio.get_running_loop(), list[str]()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+
+        def unclaimed(connection: Admin | None) -> None:
+            if connection is not None:
+                connection.terminate()
+
+        for turns_before in range(1, 12):
+            openings = Openings[Admin](patience_seconds=0.0)
+            opening = openings.open(lambda: asyncpg.connect(older.dsn), unclaimed)
+            task = asyncio.create_task(opening)
+            await turns(turns_before)
+            task.cancel()
+            await openings.end()
+            await asyncio.wait((task,))
         gc.collect()
         assert complaints == []
 

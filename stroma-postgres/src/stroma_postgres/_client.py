@@ -27,7 +27,6 @@ from stroma_postgres._pool import (
     Connections,
     Lender,
     OwnConnection,
-    close_politely,
     fetch,
 )
 from stroma_postgres._setup import look, migrate
@@ -207,15 +206,16 @@ class Client:
             return
         # Without prepared statements, as a pooler may stand in between; so not one of those
         # that are kept.
+        lender = self._lenders.get()
         try:
-            own = await self._lenders.get().open_apart(partial(self._connect_with, 0))
+            own = await lender.open_apart(partial(self._connect_with, 0))
         except Exception as exc:
             error = connect_error(exc, self.address, self._names)
             raise error from error.__cause__
         try:
             await self._prepare(own)
         finally:
-            await close_politely(own)
+            await lender.close_apart(own)
 
     async def _prepare(self, connection: Connection) -> None:
         found = await look(connection, self.sql, self._options.command_timeout_seconds)

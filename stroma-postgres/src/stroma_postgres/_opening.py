@@ -8,8 +8,14 @@ from typing import Any, Final, Generic, TypeVar
 
 C = TypeVar("C")
 
-_END_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 1.0
 """How long what is being opened may still take when everything is closed."""
+
+_CUT_SECONDS: Final = 1.0
+"""How long it may take to clean up when it is cut."""
+
+_TURNS: Final = 6
+"""Turns of the event loop in which what came from the server gets to the driver."""
 
 
 class Openings(Generic[C]):
@@ -19,9 +25,13 @@ class Openings(Generic[C]):
     future behind whose exception nobody retrieves, and the loop complains of it. So it is left to
     end, and the connection goes to whoever wants it. Whoever makes one of these has it ended
     before the loop is closed.
+
+    Args:
+        patience_seconds: how long what is being opened may still take at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        self._patience = patience_seconds
         self._tasks: set[asyncio.Task[C]] = set()
 
     async def open(
@@ -50,11 +60,19 @@ class Openings(Generic[C]):
         return task.result()
 
     async def end(self) -> None:
-        """Wait for what is being opened, and cut what takes too long."""
+        """Wait for what is being opened, and cut what takes too long: the server is silent.
+
+        Silence is what the loop has heard: where the loop itself stood still for so long, it first
+        takes what has come meanwhile.
+        """
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_END_SECONDS)
+            await asyncio.wait(self._tasks, timeout=self._patience)
+        for _ in range(_TURNS if self._tasks else 0):
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CUT_SECONDS)
 
 
 def uncut_task(work: Coroutine[Any, Any, C]) -> asyncio.Task[C]:

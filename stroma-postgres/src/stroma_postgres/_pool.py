@@ -64,6 +64,15 @@ class OwnConnection(BaseConnection):
             return await self.fetch(statement, *arguments, timeout=timeout)
         return await ready.fetch(*arguments, timeout=timeout)
 
+    def _cancel_current_command(self, *waiters: Any) -> None:
+        """Have the statement under way cancelled at the server, as the driver does, but uncut.
+
+        The driver does so by a connection of its own, which it opens in a task that the end of a
+        loop cuts: see `Openings`. Here closing waits for that task, and the loop for closing.
+        """
+        driver: Any = self  # what it keeps to itself is not in its stubs
+        driver._cancellations.add(uncut_task(driver._cancel(*waiters)))
+
 
 class Lender(Protocol):
     """Lends connections for one statement at a time."""
@@ -202,9 +211,13 @@ class Connections:
             self._lend_on(connection)
 
     async def open_apart(self, connect: Connect) -> OwnConnection:
-        """Return a connection that is not one of these: the caller closes it."""
+        """Return a connection that is not one of these: `close_apart` is for it."""
         await self._watch_the_loop()
         return await self._openings.open(connect, self._close_late)
+
+    async def close_apart(self, connection: OwnConnection) -> None:
+        """Close such a connection; whoever waits for that may be cancelled meanwhile."""
+        await asyncio.wait((self._in_a_task(close_politely(connection)),))
 
     def _close_late(self, connection: OwnConnection | None) -> None:
         if connection is not None:
@@ -276,10 +289,11 @@ class Connections:
         # is free when it is closed, so that there are never more than the server was promised.
         self._in_a_task(self._close_one(connection))
 
-    def _in_a_task(self, closing: Coroutine[Any, Any, None]) -> None:
+    def _in_a_task(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = uncut_task(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
     async def _close_one(self, connection: OwnConnection) -> None:
         try:

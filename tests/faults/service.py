@@ -10,6 +10,7 @@ import os
 
 from stroma import NodeHooks, Pipeline
 from stroma.result import ExecutionResult
+from stroma.testing._processes import kill_this_process
 from tests.faults import workload
 from tests.faults.sidelog import SideLog
 from tests.faults.workload import (
@@ -29,6 +30,8 @@ workload.employ(Provider(_log, latency_seconds=_job["latency_seconds"]))
 
 class _Ends(NodeHooks):
     def on_run_end(self, result: ExecutionResult) -> None:  # type: ignore[override]
+        if _job["is_mute"]:
+            kill_this_process()
         say_how_it_ended(_log, result)
 
 

@@ -13,6 +13,7 @@ import pytest
 from stroma.testing import StoreConformance, StoreSubject
 from stroma.testing import subject as subjects
 from stroma.testing.stores import clauses_of
+from tests.servers.process import not_measured
 
 HEAD = """
 import pytest
@@ -31,7 +32,7 @@ def run(folder: Path, text: str, *args: str) -> str:
     done = subprocess.run(
         [*command, "test_mine.py"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**not_measured(os.environ), "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from stroma.records import RecordHeader, RecordKey
 from stroma.stores.sqlite import SQLiteStore
+from tests.servers.process import not_measured
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -42,7 +43,8 @@ class Done(NamedTuple):
 def start(
     example: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    inherited = not_measured(os.environ)  # what examples reach is reached without them, too
+    kept = {name: value for name, value in inherited.items() if name not in SETTINGS}
     return subprocess.Popen(
         [sys.executable, str(EXAMPLES / example), *map(str, args)],
         cwd=cwd,

@@ -39,6 +39,7 @@ class TestSQLiteStore(StoreConformance):
         )
 
 
+@pytest.mark.slow
 class TestSQLiteStoreOnTheMachinesClock(StoreConformance):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> StoreSubject:

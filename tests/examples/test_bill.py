@@ -10,7 +10,7 @@ import pytest
 
 from tests.examples.processes import run
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 
 class Row(NamedTuple):

@@ -106,6 +106,7 @@ async def recorded_and_continued(folder: Path, expected: bytes) -> None:
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3, 25, 41])
 async def test_killed_after_so_many_records(folder: Path, expected: bytes, count: int) -> None:
     options = ("--run-id", "r", "--delay-ms", 30, "--concurrency", 4)
@@ -124,6 +125,7 @@ async def test_killed_after_so_many_records(folder: Path, expected: bytes, count
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 async def test_killed_again_and_again_at_random(folder: Path, expected: bytes) -> None:
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
@@ -137,6 +139,7 @@ async def test_killed_again_and_again_at_random(folder: Path, expected: bytes) -
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 async def test_interrupted_from_the_keyboard(folder: Path, expected: bytes) -> None:
     process = start("digest.py", "texts", "--run-id", "r", "--delay-ms", 1000, cwd=folder)
     assert process.stdout is not None
@@ -150,6 +153,7 @@ async def test_interrupted_from_the_keyboard(folder: Path, expected: bytes) -> N
     await recorded_and_continued(folder, expected)
 
 
+@pytest.mark.slow
 def test_a_second_worker_is_refused(folder: Path) -> None:
     process = start("digest.py", "texts", "--delay-ms", 400, cwd=folder)
     assert process.stdout is not None
@@ -161,6 +165,7 @@ def test_a_second_worker_is_refused(folder: Path) -> None:
     assert finish(process).code == 0
 
 
+@pytest.mark.slow
 def test_a_changed_input_is_another_run(folder: Path) -> None:
     first = digest(folder)
     Path(folder, "texts", "sub0", "text0.md").write_text("Something else stands here now.")
@@ -171,6 +176,7 @@ def test_a_changed_input_is_another_run(folder: Path) -> None:
     assert b"Something else stands here now." in report(folder)
 
 
+@pytest.mark.slow
 def test_a_changed_input_under_a_given_run_id_is_refused(folder: Path) -> None:
     assert digest(folder, "--run-id", "r").code == 0
     Path(folder, "texts", "sub0", "text0.md").write_text("Something else stands here now.")
@@ -201,6 +207,7 @@ def test_concurrency_does_not_change_the_report(folder: Path, expected: bytes) -
     assert report(folder) == expected
 
 
+@pytest.mark.slow
 def test_the_report_is_not_part_of_the_input(folder: Path) -> None:
     first = run("digest.py", ".", "--report", "texts/report.md", cwd=folder)
     second = run("digest.py", ".", "--report", "texts/report.md", cwd=folder)
@@ -208,6 +215,7 @@ def test_the_report_is_not_part_of_the_input(folder: Path) -> None:
     assert second.tokens(NOW) == 0
 
 
+@pytest.mark.slow
 def test_a_budget_stops_the_run_and_a_higher_one_goes_on(folder: Path, expected: bytes) -> None:
     stopped = digest(folder, "--budget-tokens", 1000, "--concurrency", 1)
     assert stopped.code == 1
@@ -219,6 +227,7 @@ def test_a_budget_stops_the_run_and_a_higher_one_goes_on(folder: Path, expected:
     assert report(folder) == expected
 
 
+@pytest.mark.slow
 def test_the_documentation_of_this_repository(tmp_path: Path) -> None:
     paths = [*sorted(ROOT.glob("*.md")), *(path for path in [ROOT / "docs"] if path.exists())]
     process = start("digest.py", *paths, "--run-id", "d", "--delay-ms", 20, cwd=tmp_path)

@@ -66,6 +66,7 @@ def test_passages_go_to_the_endpoint_with_the_key(folder: Path, endpoint: Endpoi
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 20])
 async def test_killed_at_a_call_nothing_recorded_is_bought_again(
     folder: Path, endpoint: Endpoint, count: int
@@ -94,6 +95,7 @@ async def test_killed_at_a_call_nothing_recorded_is_bought_again(
     assert Path(folder, "report.md").read_bytes() == Path(folder, "whole.md").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_said_once_and_not_shown(folder: Path, endpoint: Endpoint) -> None:
     body = f'{{"error": {{"message": "Incorrect API key provided: {KEY}"}}}}'
     endpoint.faults = [Reply(401, body)] * 50
@@ -107,6 +109,7 @@ def test_a_wrong_key_is_said_once_and_not_shown(folder: Path, endpoint: Endpoint
     assert digest(folder, endpoint.url).code == 0
 
 
+@pytest.mark.slow
 def test_a_rate_limit_is_waited_for(folder: Path, endpoint: Endpoint) -> None:
     endpoint.faults = [Reply(429, "slow down", {"Retry-After": "2"})]
     began = time.monotonic()
@@ -130,6 +133,7 @@ def test_a_useless_answer_is_paid_for_and_asked_again(folder: Path, endpoint: En
     assert done.tokens(IN_ALL) == endpoint.tokens
 
 
+@pytest.mark.slow
 def test_a_failure_loses_no_call_that_is_under_way(folder: Path, endpoint: Endpoint) -> None:
     endpoint.latency_seconds = 0.3
     endpoint.faults = [Reply(400, "no", delay_seconds=0.0)]
@@ -144,6 +148,7 @@ def test_a_failure_loses_no_call_that_is_under_way(folder: Path, endpoint: Endpo
     assert len(endpoint.billed) == 20
 
 
+@pytest.mark.slow
 def test_a_budget_loses_no_call_that_is_under_way(folder: Path, endpoint: Endpoint) -> None:
     stopped = digest(folder, endpoint.url, "--budget-tokens", 1000)
     assert stopped.code == 1

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.server
 
 
 class TestOneKey:
+    @pytest.mark.slow
     async def test_two_writers_a_thousand_times(self, make_store: MakeStore) -> None:
         stores = [make_store(), make_store()]
         await stores[0].open_run(request())

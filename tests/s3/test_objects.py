@@ -58,6 +58,7 @@ async def test_all_keys_are_below_the_prefix(make: Make, server: S3Server, bucke
     assert len(found) == 4 + 2
 
 
+@pytest.mark.slow
 async def test_stores_with_other_prefixes_do_not_see_each_other(
     make: Make, server: S3Server, bucket: str
 ) -> None:
@@ -86,6 +87,7 @@ async def test_what_is_removed_leaves_nothing(make: Make, server: S3Server, buck
     assert keys_in(server, bucket) == []
 
 
+@pytest.mark.slow
 async def test_more_than_a_thousand_objects_are_removed(
     make: Make, server: S3Server, bucket: str
 ) -> None:

@@ -126,6 +126,7 @@ async def test_a_renewal_takes_two_requests(store: S3Store) -> None:
     assert len(sent) == 2
 
 
+@pytest.mark.slow
 async def test_a_page_does_not_read_every_run(store: S3Store) -> None:
     for i in range(80):
         if i == 70:

@@ -276,6 +276,7 @@ class CheckpointManager:
         store: the store.
         keeps_records: it is a level 1 store.
         is_in_memory: nothing of a save can be lost that would outlive the process.
+        runs_in_thread: its operations are called in threads, and cannot be cut.
         is_set_up: the store has what it needs.
 
     Raises:
@@ -291,6 +292,7 @@ class CheckpointManager:
         self.store = store
         self.keeps_records = is_record_store(store)
         self.is_in_memory = self._promises.durability is Durability.MEMORY
+        self.runs_in_thread = bool(getattr(store, "run_in_thread", False))
         self._groups_commits = self._promises.groups_commits
         self.is_set_up = False
         self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
@@ -315,7 +317,7 @@ class CheckpointManager:
     @property
     def commit_many(self) -> CommitMany:
         """The store's operation of that name; in a thread if the store asks for one."""
-        if getattr(self.store, "run_in_thread", False):
+        if self.runs_in_thread:
             return lambda commits: call_store(self.store, "commit_many", commits)  # type: ignore[return-value]
         return self.store.commit_many  # type: ignore[attr-defined, no-any-return]
 

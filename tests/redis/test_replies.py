@@ -107,7 +107,7 @@ async def test_a_claim_of_a_new_run_is_heard_without_a_stream(server: Address, p
     async with opened(server.url, key_prefix=prefix) as store:
         await store.open_run(request())
         await store.commit_many([commit(record())])
-        line = store._here().line
+        line = store._lines.get().line
         assert isinstance(line, PooledLine)
         for number in range(3):
             await store.open_run(request(f"run-{number}"))

@@ -250,10 +250,12 @@ class TestIndex:
                 await store.open_run(request(run_id))
             for key in keys_of(client, prefix):
                 if b":index:" in key and client.zscore(key, "a") is not None:
-                    client.zadd(key, {"a": 9e9})
+                    client.zadd(key, {"a": 9e15})
             runs = (await store.runs(RunQuery())).runs
             assert [run.run_id for run in runs] == ["c", "b", "a"]
-            assert scores(client, prefix) == {r.run_id.encode(): r.updated_at for r in runs}
+            assert scores(client, prefix) == {
+                r.run_id.encode(): round(r.updated_at * 1e6) for r in runs
+            }
 
     async def test_claims_clear_away_entries_of_expired_runs(
         self, server: Address, prefix: str, client: redis.Redis

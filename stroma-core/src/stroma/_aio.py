@@ -15,7 +15,7 @@ T = TypeVar("T")
 async def settled(value: T | Awaitable[T]) -> T:
     """Return ``value``, awaited when it is awaitable: how sync and async stores are told apart."""
     if hasattr(value, "__await__"):  # inspect.isawaitable takes as long as a store in memory
-        return await cast("Awaitable[T]", value)
+        return await value  # pyright: ignore[reportGeneralTypeIssues]
     return value  # pyright: ignore[reportReturnType]
 
 

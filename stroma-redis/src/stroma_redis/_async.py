@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from typing import TypeVar, Unpack, cast
+from typing import TypeVar, Unpack
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -103,6 +103,8 @@ class RedisStore(AsyncPlainMethods):
         return f"RedisStore({self._address!r}, ttl_seconds={self._options.ttl_seconds:g})"
 
     def _new_line(self) -> _LoopLine:
+        if self._lines.is_closed:
+            raise closed(self)
         line = self._line()
         alone = partial(self._commit_alone, line)
         return _LoopLine(line, EagerBatcher(self._commit_together, alone))
@@ -116,20 +118,15 @@ class RedisStore(AsyncPlainMethods):
             return line_of(client, options)
         return line_like(client, options)
 
-    def _here(self) -> _LoopLine:
-        if self._lines.is_closed:
-            raise closed(self)
-        return self._lines.get()
-
     async def _run(self, steps: Steps[T]) -> T:
         """Send what an operation asks for, until it returns its result."""
-        line = self._here().line
+        line = self._lines.get().line
         try:
             request = next(steps)
             while True:
                 request = steps.send(await line.ask(request))
         except StopIteration as end:
-            return cast(T, end.value)
+            return end.value  # type: ignore[no-any-return]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -143,7 +140,7 @@ class RedisStore(AsyncPlainMethods):
             StoreUnusable: it is older than Redis 6.2, or refuses this user.
             StoreUnavailable: it cannot be reached.
         """
-        one_by_one = self._here().line.one_by_one
+        one_by_one = self._lines.get().line.one_by_one
         await self._run(self._operations.setup(one_by_one=one_by_one))
 
     async def open_run(self, request: OpenRequest) -> OpenedRun | None:
@@ -164,7 +161,7 @@ class RedisStore(AsyncPlainMethods):
         A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
         leaves together. Commits end even when their caller is cancelled.
         """
-        return await self._here().batcher.commit_many(commits)
+        return await self._lines.get().batcher.commit_many(commits)
 
     async def _commit_alone(self, line: Line, commit: Commit) -> StoreError | None:
         lone = self._operations.lone_record(commit)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, Final, Protocol
 
 from redis.asyncio import (
@@ -95,11 +93,14 @@ class PooledLine:
         silence = held.silence
         silence.begin()
         try:
-            heard = await self._send(held, commands)
-            if isinstance(heard, list):
-                return heard
+            if held.listener is None:
+                await held.connection.send_packed_command(packed(commands), check_health=False)
+            else:
+                heard = await held.listener.ask(packed(commands), len(commands))
+                if heard is not None:
+                    return heard
             while len(replies) < len(commands):
-                replies.append(await heard())
+                replies.append(await _reply(held))
                 silence.begin()  # it is silence that is bounded, not the work
         except Exception as exc:  # asyncio has errors of its own where a connection breaks
             await held.connection.disconnect(nowait=True)
@@ -115,19 +116,6 @@ class PooledLine:
                 silence.close()
                 await self._release(held.connection)
         return replies
-
-    async def _send(
-        self, held: Held, commands: Sequence[tuple[bytes, ...]]
-    ) -> list[Reply] | Callable[[], Awaitable[Reply]]:
-        """Send commands, and return the replies, or what reads one of them."""
-        connection = held.connection
-        if held.listener is None:
-            await connection.send_packed_command(packed(commands), check_health=False)
-            return partial(_reply, connection)
-        heard = await held.listener.ask(packed(commands), len(commands))
-        if heard is not None:
-            return heard
-        return partial(read_reply, connection._reader, connection._parser.parse_error)
 
     def _in_words(self, error: Exception) -> Exception:
         return unanswered(error, self._timeout_seconds)
@@ -185,7 +173,11 @@ class PooledLine:
             await self._pool.disconnect()
 
 
-async def _reply(connection: Any) -> Reply:
+async def _reply(held: Held) -> Reply:
+    """Read a reply from the stream of a connection."""
+    connection = held.connection
+    if held.listener is not None:
+        return await read_reply(connection._reader, connection._parser.parse_error)
     try:
         return await connection.read_response(disable_decoding=True)
     except ResponseError as exc:

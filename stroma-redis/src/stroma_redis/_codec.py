@@ -34,18 +34,20 @@ Values: TypeAlias = Sequence[bytes | None]
 _NO_USAGE: Final = json.dumps(usage_to_row(NO_USAGE)).encode()
 
 
+@functools.lru_cache(maxsize=256)
 def text(value: str) -> bytes:
-    """Return free text as it is stored."""
+    """Return free text as it is stored; most is of the pipeline, and the same for all its runs."""
     return storable(value).encode()
 
 
 def new_columns(run: RunRecord) -> list[bytes]:
-    """Return names and values of what a new run is created with, besides what `OPEN` sets."""
+    """Return names and values of what a new run is created with, besides what `OPEN` sets.
+
+    Texts that are empty are left out: what is not there is read as that.
+    """
     columns = {
         b"format": b"%d" % FORMAT,
-        b"stop_reason": text(run.stop_reason),
         b"pipeline": text(run.pipeline),
-        b"version": text(run.version),
         b"tags": json.dumps(run.tags).encode() if run.tags else b"[]",
         b"epochs": _epochs(run.epochs),
         b"input_payload": run.input_payload,
@@ -53,8 +55,13 @@ def new_columns(run: RunRecord) -> list[bytes]:
         b"plan": run.plan,
         b"spend": _usage(run.spend),
         b"active_ms": repr(run.active_ms).encode(),
-        b"trace_parent": text(run.trace_parent),
     }
+    texts = (
+        (b"stop_reason", run.stop_reason),
+        (b"version", run.version),
+        (b"trace_parent", run.trace_parent),
+    )
+    columns |= {name: text(value) for name, value in texts if value}
     return [part for column in columns.items() for part in column]
 
 

@@ -353,7 +353,7 @@ class Operations:
             commands = [self._call(scripts.PURGE, run.run_id) for run in page.runs]
             answers = yield from ask(commands, is_write=True)
             gone = [run for run, a in zip(page.runs, answers, strict=True) if a == 1]
-            healed = [self._indexes.heal(run.run_id, run.updated_at, None) for run in gone]
+            healed = [self._indexes.forget(run) for run in gone]
             yield from ask(healed, is_write=True)
             for run, answer in zip(page.runs, answers, strict=True):
                 self._value(answer, f"run {run.run_id!r}")

@@ -18,9 +18,9 @@ LIST: Final = script(
 local index, unfinished, run_id, stands = KEYS[1], KEYS[2], ARGV[1], ARGV[5]
 local now, keep_ms = seconds_now(), kept_for(ARGV[2], ARGV[3])
 if ARGV[4] == '1' then
-  redis.call('ZADD', index, now, run_id)
+  redis.call('ZADD', index, in_micros(now), run_id)
 else
-  redis.call('ZADD', index, 'NX', now, run_id)
+  redis.call('ZADD', index, 'NX', in_micros(now), run_id)
 end
 if stands == '1' then
   redis.call('ZADD', unfinished, now, run_id)

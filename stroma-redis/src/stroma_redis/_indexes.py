@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
-from stroma.records import CLAIMABLE, Commit, RunStatus
+from stroma.records import CLAIMABLE, Commit, RunRecord, RunStatus
 from stroma_redis import _index_scripts as scripts
 from stroma_redis._errors import Reply
-from stroma_redis._keys import Keys
+from stroma_redis._keys import Keys, index_score
 from stroma_redis._lua import Script
 from stroma_redis._steps import Args, call
 from stroma_redis._sweep import Entry, Sweep
@@ -95,6 +95,8 @@ class Indexes:
 
     def sweeping(self) -> tuple[list[Entry], list[Args]]:
         """Return entries to ask about, and commands: first the questions, then removals."""
+        if not self._sweep.has_plan():
+            return [], []
         asked, dead, ended = self._sweep.plan()
         return asked, [
             *((b"EXISTS", self._keys.run(entry.run_id.decode())) for entry in asked),
@@ -136,6 +138,10 @@ class Indexes:
     def heal(self, run_id: str, seen: float, right: float | None) -> Args:
         """Return what puts an entry right in the index of all runs; None if the run has gone."""
         return self._heal(run_id, _score(seen), _score(right))
+
+    def forget(self, run: RunRecord) -> Args:
+        """Return what removes the entry of a run that has gone, as it stood."""
+        return self.heal(run.run_id, index_score(run.updated_at), None)
 
     def settle(self, run_id: str, seen: float, right: float | None) -> Args:
         """Return the same for the index of unfinished runs; None if the run has gone or ended."""

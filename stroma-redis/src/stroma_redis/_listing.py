@@ -14,10 +14,10 @@ from stroma.stores.rules import cursor_position, matches
 from stroma_redis import _scripts as scripts
 from stroma_redis._codec import run_from, text
 from stroma_redis._indexes import Indexes
-from stroma_redis._keys import SHARDS, Keys
+from stroma_redis._keys import SHARDS, Keys, index_score
 from stroma_redis._steps import Args, call
 
-_SLACK_SECONDS: Final = 1.0
+_SLACK: Final = index_score(1.0)
 """How far above the time of its run an entry may stand: it is written by the next command."""
 
 _MIN_CHUNK: Final = 16
@@ -155,9 +155,9 @@ class RunListing(Listing):
     def _top(self) -> float:
         tops = [math.inf]
         if self._after is not None:
-            tops.append(self._after[0] + _SLACK_SECONDS)
+            tops.append(index_score(self._after[0]) + _SLACK)
         if self._query.updated_before is not None:
-            tops.append(self._query.updated_before + _SLACK_SECONDS)
+            tops.append(index_score(self._query.updated_before) + _SLACK)
         return min(tops)
 
     def look(self, run_id: str) -> Args:
@@ -169,8 +169,8 @@ class RunListing(Listing):
             self.healing.append(self._indexes.heal(run_id, score, None))
             return None
         run = _run(run_id, answer)
-        if run.updated_at != score:
-            self.healing.append(self._indexes.heal(run_id, score, run.updated_at))
+        if self._place(run) != score:
+            self.healing.append(self._indexes.heal(run_id, score, self._place(run)))
         return run if self._is_asked_for(run) else None
 
     def _is_asked_for(self, run: RunRecord) -> bool:
@@ -179,10 +179,10 @@ class RunListing(Listing):
         if self._after is None:
             return True
         updated_at, run_id = self._after
-        return self._order(run) > (-updated_at, run_id)
+        return self._order(run) > (-index_score(updated_at), run_id)
 
     def _place(self, run: RunRecord) -> float:
-        return run.updated_at
+        return index_score(run.updated_at)
 
 
 class ClaimListing(Listing):

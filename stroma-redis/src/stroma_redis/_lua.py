@@ -40,6 +40,9 @@ local function seconds_now()
   local time = redis.call('TIME')
   return string.format('%s.%06d', time[1], time[2])
 end
+local function in_micros(now)
+  return (string.gsub(now, '%.', ''))
+end
 local function later(now, ms)
   return string.format('%.6f', tonumber(now) + ms / 1000)
 end
@@ -74,7 +77,9 @@ local function list(run_id, status, created_at, now, keep_ms, is_claim)
   if not index then return end
   -- A claim looks after the lives of the indexes. Later, an entry that is there still shows that
   -- they are, too; a run that lasts is listed again by `LIST`, before they end.
-  if redis.call('ZADD', index, now, run_id) == 1 or is_claim then outlive(index, keep_ms) end
+  if redis.call('ZADD', index, in_micros(now), run_id) == 1 or is_claim then
+    outlive(index, keep_ms)
+  end
   if UNFINISHED[status] then
     if redis.call('ZADD', unfinished, place(created_at), run_id) == 1 or is_claim then
       outlive(unfinished, keep_ms)

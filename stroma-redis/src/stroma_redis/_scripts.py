@@ -9,9 +9,9 @@ for. So a commit that comes soon after another write need not prolong the run's 
 seconds since the epoch on the server's clock, with six decimals.
 
 Two indexes, of sorted sets, say where to look: "index" has every run, by the time of its last
-update; "unfinished" has those that are PENDING or RUNNING, by the time when they were created with
-a minus before it, so that both are read from the top. The scripts that change a run keep both,
-except in a cluster, where they are on other nodes.
+update in microseconds; "unfinished" has those that are PENDING or RUNNING, by the time when they
+were created with a minus before it, so that both are read from the top. The scripts that change a
+run keep both, except in a cluster, where they are on other nodes.
 
 Scripts are called with all keys declared, read before they write, and refuse before they write:
 a server that is full or read-only refuses the first write, and so leaves nothing half done.
@@ -129,26 +129,26 @@ return {'read', status, contents(KEYS[1])}
 )
 
 ADD: Final = script(
-    _COMMIT_ID,
-    """
+    f"""
 -- One record of an owned run, and nothing else: most of all commits. Each command that a script
 -- calls takes as long as half of a SET, so there are two where two are enough.
 -- ARGV: token, name, header without its order, payload, whether to prolong the run's life
 local key, token, name = KEYS[1], ARGV[1], ARGV[2]
 local run = redis.call('HMGET', key, 'owner', 'written', 'h:' .. name)
 if run[1] ~= token then
-  return {'stale', run[1] and redis.call('HGET', key, 'holder')}
+  return {{'stale', run[1] and redis.call('HGET', key, 'holder')}}
 end
 if not run[3] then
   local order = (run[2] or 0) + 1
   redis.call('HSET', key, 'h:' .. name, order .. ' ' .. ARGV[3], 'p:' .. name, ARGV[4],
     'written', order)
-elseif commit_id(run[3]) ~= commit_id(ARGV[3], WITHOUT_ORDER) then
-  return {'taken', name}
+else
+{_COMMIT_ID}
+  if commit_id(run[3]) ~= commit_id(ARGV[3], WITHOUT_ORDER) then return {{'taken', name}} end
 end
 if ARGV[5] == '1' then redis.call('PEXPIRE', key, redis.call('HGET', key, 'keep_ms')) end
 return 1
-""",
+"""
 )
 
 COMMIT: Final = script(
@@ -167,8 +167,9 @@ if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
 end
 local fields, ids = {}, {}
-local function set(...)
-  for _, part in ipairs({...}) do fields[#fields + 1] = part end
+local function set(name, value)
+  local count = #fields
+  fields[count + 1], fields[count + 2] = name, value
 end
 for at = 7, last_arg, 3 do
   local name, is_new = ARGV[at], true
@@ -184,7 +185,8 @@ for at = 7, last_arg, 3 do
   end
   if is_new then
     written = written + 1
-    set('h:' .. name, written .. ' ' .. ARGV[at + 1], 'p:' .. name, ARGV[at + 2])
+    set('h:' .. name, written .. ' ' .. ARGV[at + 1])
+    set('p:' .. name, ARGV[at + 2])
   end
 end
 if #fields > 0 then
@@ -194,10 +196,14 @@ elseif token == '' then
 end
 local now = token ~= '' and change ~= '0' and seconds_now()
 if now then
-  set('updated_at', now, unpack(ARGV, last_arg + 1))
+  set('updated_at', now)
+  for at = last_arg + 1, #ARGV, 2 do set(ARGV[at], ARGV[at + 1]) end
   if change == '2' then
     keep_ms = ARGV[2]
-    set('owner', '', 'holder', '', 'lease_expires_at', '0', 'keep_ms', keep_ms)
+    set('owner', '')
+    set('holder', '')
+    set('lease_expires_at', '0')
+    set('keep_ms', keep_ms)
   end
 end
 for first = 1, #fields, 2000 do

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from stroma_redis._errors import Reply
+from stroma_redis._keys import index_score
 
 _EVERY: Final = 32
 _AT_ONCE: Final = 2 * _EVERY
@@ -60,6 +61,10 @@ class Sweep:
         """Return how many entries the next claim is to sample."""
         return 0 if next(self._claims) % _EVERY else _AT_ONCE
 
+    def has_plan(self) -> bool:
+        """Say whether there is something to be done beside the next claim."""
+        return bool(self._suspects or self._dead or self._ended)
+
     def plan(self) -> Plan:
         """Return what is to be done beside the next claim, which is then forgotten here."""
         return Plan(_taken(self._suspects), _taken(self._dead), _taken(self._ended))
@@ -67,7 +72,7 @@ class Sweep:
     def sampled(self, entries: Sequence[bytes], now: float) -> None:
         """Take in run ids and scores by turns, and the time, roughly."""
         for run_id, score in zip(entries[::2], entries[1::2], strict=False):
-            if float(score) < now - self._ttl_seconds:
+            if float(score) < index_score(now - self._ttl_seconds):
                 self._suspects.append(Entry(run_id, score))
 
     def answered(self, asked: Sequence[Entry], answers: Sequence[Reply]) -> None:

@@ -115,8 +115,8 @@ IDS = (
         (
             Edit(
                 "_keys.py",
-                "{quote(run_id, safe='')}",
-                "{run_id}",
+                'quote(run_id, safe="")',
+                "run_id",
             ),
             Edit(
                 "_commands.py",

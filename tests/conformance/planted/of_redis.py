@@ -120,7 +120,7 @@ SERVERS = (
         (
             Edit(
                 "_async.py",
-                "        line = self._here().line\n        try:",
+                "        line = self._lines.get().line\n        try:",
                 '        if "kept" not in self.__dict__:\n'
                 "            self.kept = self._lines.get()\n"
                 "        line = self.kept.line\n        try:",

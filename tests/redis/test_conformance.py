@@ -1,4 +1,4 @@
-"""The rules that every store keeps, on Redis and on Valkey, and sync on Redis."""
+"""The rules that every store keeps, on Redis and on Valkey, async and sync."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from stroma.testing import StoreConformance, StoreSubject
 from stroma_redis import RedisStore, SyncRedisStore
-from tests.servers.redis import REDIS, Address, shared_server
+from tests.servers.redis import Address
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -32,12 +32,6 @@ class TestRedisStore(StoreConformance):
 
 
 class TestSyncRedisStore(StoreConformance):
-    """On Redis alone: it sends what the other one sends, which Valkey takes."""
-
-    @pytest.fixture
-    def server(self) -> Address:
-        return shared_server(REDIS)
-
     @pytest.fixture
     def subject(self, server: Address, prefix: str) -> StoreSubject:
         return subject_of(SyncRedisStore, server, prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,30 @@ class TestClosing:
         for operation, arguments in OPERATIONS.items():
             with pytest.raises(StoreUnusable, match=r"SyncRedisStore.* is closed: make another"):
                 getattr(store, operation)(*arguments)
+
+    @pytest.mark.parametrize("is_warm", [False, True])
+    def test_operations_under_way_leave_no_connection_open(
+        self, server: Address, prefix: str, client: redis.Redis, *, is_warm: bool
+    ) -> None:
+        """The store is closed at each turn of the loop, so that some of them are connecting."""
+
+        async def close_after(turns: int) -> None:
+            store = RedisStore(server.url, key_prefix=prefix)
+            if is_warm:
+                await store.inspect("run")
+            under_way = [asyncio.create_task(store.inspect("run")) for _ in range(3)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await store.aclose()
+            for outcome in await asyncio.gather(*under_way, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, StoreUnavailable | StoreUnusable)
+
+        with warnings.catch_warnings(record=True) as left:
+            warnings.simplefilter("always")
+            for turns in range(30):
+                asyncio.run(close_after(turns))
+            gc.collect()
+        assert [str(warning.message) for warning in left] == []
 
     async def test_a_ready_client_stays_open(self, server: Address, prefix: str) -> None:
         async with redis.asyncio.Redis(host=server.host, port=server.port) as client:

@@ -77,6 +77,7 @@ class PooledLine:
         self._is_plain = is_plain
         self._at_hand: Held | None = None
         self._waiting = 0
+        self._is_closed = False
 
     async def ask(self, request: Request) -> list[Reply]:
         """See `Line.ask`."""
@@ -155,16 +156,20 @@ class PooledLine:
 
     def _keeps(self, held: Held) -> bool:
         """Keep a connection at hand, unless there is one, or somebody waits at the pool."""
-        if not held.connection.is_connected or self._at_hand is not None or self._waiting:
+        is_wanted = self._at_hand is None and not self._waiting and not self._is_closed
+        if not is_wanted or not held.connection.is_connected:
             return False
         self._at_hand = held
         return True
 
     async def _release(self, connection: Any) -> None:
+        if self._is_closed and self._is_own:  # it was connecting when the others were closed
+            await connection.disconnect()
         await asyncio.shield(self._pool.release(connection))
 
     async def aclose(self) -> None:
-        """See `Line.aclose`."""
+        """See `Line.aclose`; what is under way ends, and closes its connection."""
+        self._is_closed = True
         held, self._at_hand = self._at_hand, None
         if held is not None:
             held.silence.close()

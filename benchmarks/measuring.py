@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -87,27 +88,67 @@ class Row(NamedTuple):
         return f"{row}| ≤ {self.target:g} {self.unit} | {verdict} |"
 
 
-def compared(work: str, seconds: list[float], nodes: int, target: float | None) -> Row:
-    """Return the row of two jobs that ran this many nodes each: the least, and Stroma's."""
-    floor_us, ours_us = (each / nodes * 1e6 for each in seconds)
-    return Row(work, f"{floor_us:.0f} µs", f"{ours_us:.0f} µs", ours_us / floor_us, target)
+class Taken(NamedTuple):
+    """What two jobs took, run by turns.
+
+    Attributes:
+        floor_seconds: the least that does it.
+        our_seconds: Stroma.
+        ratio: how they compare.
+    """
+
+    floor_seconds: float
+    our_seconds: float
+    ratio: float
+
+
+def compared(work: str, taken: Taken, nodes: int, target: float | None) -> Row:
+    """Return the row of two jobs that ran this many nodes each."""
+    floor, ours = (_microseconds(each / nodes) for each in taken[:2])
+    return Row(work, floor, ours, taken.ratio, target)
+
+
+def _microseconds(seconds: float) -> str:
+    micros = seconds * 1e6
+    return f"{micros:.0f} µs" if micros >= 100 else f"{micros:.2f} µs"
 
 
 Timed = Callable[[], Awaitable[None]]
 
 
 async def quickest(
-    rounds: int,
-    *jobs: Timed,
-    clock: Callable[[], float] = time.process_time,
-    of: Callable[[list[float]], float] = min,
-) -> list[float]:
-    """Return the seconds that each job took, run by turns: the least, or another measure."""
-    taken: list[list[float]] = [[] for _ in jobs]
+    rounds: int, floor: Timed, ours: Timed, clock: Callable[[], float] = time.process_time
+) -> Taken:
+    """Compare the quickest rounds of two jobs, in seconds of the processor."""
+    taken = await _by_turns(rounds, floor, ours, clock)
+    floor_seconds, our_seconds = map(min, taken)
+    return Taken(floor_seconds, our_seconds, our_seconds / floor_seconds)
+
+
+async def paired(rounds: int, floor: Timed, ours: Timed) -> Taken:
+    """Compare the medians of two jobs that wait for something, in seconds of the clock.
+
+    The ratio is the median of those of the rounds: a disk or a machine that becomes slower on the
+    way becomes so for both jobs of a round.
+    """
+    taken = await _by_turns(rounds, floor, ours, time.perf_counter)
+    ratios = [
+        our_seconds / floor_seconds for floor_seconds, our_seconds in zip(*taken, strict=True)
+    ]
+    return Taken(*map(statistics.median, taken), statistics.median(ratios))
+
+
+async def _by_turns(
+    rounds: int, floor: Timed, ours: Timed, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Return what each round took of either job. The one that begins takes turns, too."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    jobs = [(floor, taken[0]), (ours, taken[1])]
     for _ in range(rounds):
-        for job, seconds in zip(jobs, taken, strict=True):
+        for job, seconds in jobs:
             gc.collect()
             began = clock()
             await job()
             seconds.append(clock() - began)
-    return [of(seconds) for seconds in taken]
+        jobs.reverse()
+    return taken

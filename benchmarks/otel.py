@@ -33,5 +33,5 @@ async def unobserved(rounds: int) -> Row:
 
     await floor()
     await ours()
-    least = await quickest(rounds * 8, floor, ours)
-    return compared("stroma-otel, and no provider, per node", least, runs * NODES, 1.05)
+    taken = await quickest(rounds * 8, floor, ours)
+    return compared("stroma-otel, and no provider, per node", taken, runs * NODES, 1.05)

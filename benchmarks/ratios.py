@@ -2,7 +2,8 @@
 
 Each row runs Stroma and a bare loop by turns in one process, or in fresh ones where that is
 what matters. Rows without a disk count the processor's time and take the quickest of each: other
-work on the machine only ever adds to it. With a disk, which is quick by luck, it is the median.
+work on the machine only ever adds to it. With a disk or a server, which are quick by luck, it is
+the median of the rounds, and of their ratios.
 
     python benchmarks/ratios.py            the table
     python benchmarks/ratios.py --quick    fewer rounds
@@ -18,11 +19,9 @@ import gc
 import os
 import resource
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +37,7 @@ from benchmarks.measuring import (
     bare,
     compared,
     numbered,
+    paired,
     quickest,
 )
 
@@ -69,11 +69,8 @@ async def memory(rounds: int) -> Row:
     runner = stroma.StromaRunner.quick(store=store)
     await ours()  # checks the nodes, once
 
-    least = await quickest(rounds * 5, floor, ours)
-    floor_us, ours_us = (seconds / runs / NODES * 1e6 for seconds in least)
-    return Row(
-        "memory store, per node", f"{floor_us:.2f} µs", f"{ours_us:.2f} µs", ours_us / floor_us, 8
-    )
+    taken = await quickest(rounds * 5, floor, ours)
+    return compared("memory store, per node", taken, runs * NODES, 8)
 
 
 async def sqlite(rounds: int) -> Row:
@@ -105,11 +102,9 @@ async def sqlite(rounds: int) -> Row:
                         result = await runner.run(nodes, START)
                         assert result.is_complete
 
-                least = await quickest(
-                    rounds * 4, floor, ours, clock=time.perf_counter, of=statistics.median
-                )
+                taken = await paired(rounds * 4, floor, ours)
             await loop.run_in_executor(worker, connection.close)
-    return compared("SQLite, one run, per node", least, runs * NODES, 1.2)
+    return compared("SQLite, one run, per node", taken, runs * NODES, 1.2)
 
 
 def _by_hand(path: str) -> sqlite3.Connection:
@@ -135,15 +130,8 @@ async def growth(rounds: int) -> Row:
 
     await short()
     await long()
-    least = await quickest(rounds * 2, short, long)
-    short_us, long_us = (seconds / 1000 * 1e6 for seconds in least)
-    return Row(
-        "1,000 nodes against 10, per node",
-        f"{short_us:.2f} µs",
-        f"{long_us:.2f} µs",
-        long_us / short_us,
-        1.1,
-    )
+    taken = await quickest(rounds * 2, short, long)
+    return compared("1,000 nodes against 10, per node", taken, 1000, 1.1)
 
 
 async def memory_kept(rounds: int) -> Row:
@@ -187,16 +175,10 @@ async def imports(rounds: int) -> Row:
         run(_BASE + "import stroma")
 
     await ours()  # writes the bytecode
-    floor_ms, ours_ms = (
-        seconds * 1000 for seconds in await quickest(rounds * 6, floor, ours, clock=children_time)
-    )
-    return Row(
-        "import, next to asyncio, pydantic and one model",
-        f"{floor_ms:.0f} ms",
-        f"{ours_ms:.0f} ms",
-        ours_ms / floor_ms,
-        1.15,
-    )
+    taken = await quickest(rounds * 6, floor, ours, clock=children_time)
+    floor_ms, ours_ms = (f"{seconds * 1000:.0f} ms" for seconds in taken[:2])
+    work = "import, next to asyncio, pydantic and one model"
+    return Row(work, floor_ms, ours_ms, taken.ratio, 1.15)
 
 
 HEAD = """| Work | At the least | Stroma | Ratio | Target | |

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import statistics
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -14,7 +12,7 @@ import asyncpg
 import redis.asyncio
 
 import stroma
-from benchmarks.measuring import NODES, START, Row, State, bare, compared, numbered, quickest
+from benchmarks.measuring import NODES, START, Row, State, bare, compared, numbered, paired
 from tests.servers import postgres as postgres_servers
 from tests.servers import redis as redis_servers
 
@@ -124,8 +122,7 @@ async def _one_run(
 
     await floor()
     await ours()
-    seconds = await quickest(rounds * 5, floor, ours, clock=time.perf_counter, of=statistics.median)
-    return compared(work, seconds, runs * NODES, target)
+    return compared(work, await paired(rounds * 5, floor, ours), runs * NODES, target)
 
 
 async def _side_by_side(work: str, write: Write, runner: stroma.StromaRunner) -> Row:
@@ -137,8 +134,7 @@ async def _side_by_side(work: str, write: Write, runner: stroma.StromaRunner) ->
     async def ours() -> None:
         await _in_flight(lambda: runner.run(nodes, START))
 
-    seconds = await quickest(3, floor, ours, clock=time.perf_counter, of=statistics.median)
-    return compared(work, seconds, RUNS_SIDE_BY_SIDE * NODES, None)
+    return compared(work, await paired(3, floor, ours), RUNS_SIDE_BY_SIDE * NODES, None)
 
 
 async def _in_flight(run: Callable[[], Awaitable[object]]) -> None:

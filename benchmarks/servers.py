@@ -122,7 +122,7 @@ async def _one_run(
 
     await floor()
     await ours()
-    return compared(work, await paired(rounds * 5, floor, ours), runs * NODES, target)
+    return compared(work, await paired(rounds * 10, floor, ours), runs * NODES, target)
 
 
 async def _side_by_side(work: str, write: Write, runner: stroma.StromaRunner) -> Row:

@@ -140,7 +140,8 @@ class RecordStore(Protocol):
 
         A run is claimed when nobody owns it, when its owner's lease has ended on the store's
         clock, or when its owner is proved dead. A COMPLETED run is returned unclaimed unless
-        ``reopen``. Claiming sets the status to RUNNING, the token, the holder and the lease.
+        ``reopen``. Claiming sets the status to RUNNING, the token, the holder and the lease. The
+        owner's own token may claim again, as it does when a call was cancelled.
 
         Returns:
             The run with its headers and last result, or None if it does not exist and

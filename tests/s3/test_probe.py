@@ -16,6 +16,7 @@ from stroma.errors import AlreadyCommitted, RunLocked, StoreUnusable
 from stroma.records import RunQuery
 from stroma_s3 import S3Store
 from stroma_s3._client import Conditional
+from stroma_s3._race import race
 from tests.s3.conftest import close
 from tests.s3.support import (
     DONE,
@@ -77,6 +78,15 @@ async def test_one_where_two_writes_at_a_time_succeed_cannot(on_swift: S3Store) 
     await on_swift.setup()
     assert not on_swift.capabilities.fencing
     assert not on_swift.capabilities.refuses_stale_commits
+
+
+async def test_writers_there_meet_each_time(on_swift: S3Store) -> None:
+    """However quick the server is: none of the requests ends before all have begun."""
+    await on_swift.setup()
+    bucket = on_swift._here().services().bucket
+    for number in range(5):
+        won = race(bucket, f"probe/{number}", [b"one", b"two", b"three"], "a test")
+        assert won.count(True) > 1
 
 
 async def test_a_run_there_is_started_with_a_warning(

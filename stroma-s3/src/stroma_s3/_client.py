@@ -110,6 +110,11 @@ class Bucket:
         """
         self._put(key, body, about, {})
 
+    @property
+    def events(self) -> Any:
+        """What happens to the client's requests (botocore's `HierarchicalEmitter`)."""
+        return self._client.meta.events
+
     def put_new(self, key: str, body: bytes, about: str) -> bool:
         """Write an object if there is none with this key.
 

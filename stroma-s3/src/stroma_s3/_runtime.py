@@ -53,7 +53,7 @@ class Services:
         clock = _clocks.setdefault(str(client.meta.endpoint_url), ServerClock())
         self.is_own_client = own
         self.bucket = Bucket(client, options, clock, is_own_client=own)
-        self.bucket.conditional = _probe.setup(self.bucket, keys, readers)
+        self.bucket.conditional = _probe.setup(self.bucket, keys)
         markers = Markers(self.bucket, keys, readers)
         self.logs = RunLogs(self.bucket, keys, readers, views, markers)
         self.removal = Removal(self.bucket, keys, self.logs, views, markers)

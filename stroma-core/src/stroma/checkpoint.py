@@ -140,8 +140,7 @@ class RecordStore(Protocol):
 
         A run is claimed when nobody owns it, when its owner's lease has ended on the store's
         clock, or when its owner is proved dead. A COMPLETED run is returned unclaimed unless
-        ``reopen``. Claiming sets the status to RUNNING, the token, the holder and the lease. The
-        owner's own token may claim again, as it does when a call was cancelled.
+        ``reopen``. Claiming sets the status to RUNNING, the token, the holder and the lease.
 
         Returns:
             The run with its headers and last result, or None if it does not exist and
@@ -277,7 +276,6 @@ class CheckpointManager:
         store: the store.
         keeps_records: it is a level 1 store.
         is_in_memory: nothing of a save can be lost that would outlive the process.
-        runs_in_thread: its operations are called in threads, and cannot be cut.
         is_set_up: the store has what it needs.
 
     Raises:
@@ -293,7 +291,6 @@ class CheckpointManager:
         self.store = store
         self.keeps_records = is_record_store(store)
         self.is_in_memory = self._promises.durability is Durability.MEMORY
-        self.runs_in_thread = bool(getattr(store, "run_in_thread", False))
         self._groups_commits = self._promises.groups_commits
         self.is_set_up = False
         self._batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CommitBatcher] = (
@@ -318,7 +315,7 @@ class CheckpointManager:
     @property
     def commit_many(self) -> CommitMany:
         """The store's operation of that name; in a thread if the store asks for one."""
-        if self.runs_in_thread:
+        if getattr(self.store, "run_in_thread", False):
             return lambda commits: call_store(self.store, "commit_many", commits)  # type: ignore[return-value]
         return self.store.commit_many  # type: ignore[attr-defined, no-any-return]
 

@@ -10,7 +10,7 @@ from stroma._aio import finish, uncut_within
 from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, continue_run, not_found
-from stroma.errors import OutcomeUnknown, PipelineChanged, ResumeError, StoreError
+from stroma.errors import OutcomeUnknown, PipelineChanged, ResumeError
 from stroma.journal import CANCELLED, JournalSettings, warn_once
 from stroma.ownership import Claim, describe_worker, new_claim
 from stroma.plan import Plan
@@ -158,11 +158,7 @@ async def claim_run(
     *,
     is_ours: bool = True,
 ) -> OpenedRun | None:
-    """Claim a run; one that is claimed while the caller is cancelled is given back.
-
-    Our own claims are cut and then asked for once more: a task of its own for each would take
-    longer than what it saves. Others are finished, since a second answer would not say how the
-    run stood before the first.
+    """Claim a run; while being cancelled, too, and then it is given back.
 
     Args:
         manager: the store.
@@ -178,31 +174,17 @@ async def claim_run(
     request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
         return await _call_open(manager.store, request)
-    opening: asyncio.Future[OpenedRun | None] | None = None
+    opening = asyncio.ensure_future(_call_open(manager.store, request))
     try:
-        if is_ours and not manager.runs_in_thread:
-            return await _call_open(manager.store, request)
-        opening = asyncio.ensure_future(_call_open(manager.store, request))
         return await finish(opening, grace_seconds=SAVE_GRACE_SECONDS)
     except asyncio.CancelledError as exc:
-        if opening is None:
-            with contextlib.suppress(TimeoutError, StoreError):
-                await uncut_within(_undo(manager, claim, request, exc), SAVE_GRACE_SECONDS)
-        elif opening.done() and not opening.cancelled() and opening.exception() is None:
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
             await give_back(manager, claim, opening.result(), exc, is_ours=is_ours)
         raise
     except OutcomeUnknown as exc:
         unknown = OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING))
         await give_back(manager, claim, unknown, exc, is_ours=is_ours)
         raise
-
-
-async def _undo(
-    manager: CheckpointManager, claim: Claim, request: OpenRequest, why: asyncio.CancelledError
-) -> None:
-    """Give back what a claim that was cut may have claimed: its token may ask once more."""
-    opened = await _call_open(manager.store, request)
-    await give_back(manager, claim, opened, why)
 
 
 async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:

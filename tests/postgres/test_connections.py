@@ -195,6 +195,29 @@ class TestCancellation:
         await asyncio.sleep(0)
         assert complaints == []
 
+    @pytest.mark.parametrize("is_set_up", [False, True])
+    async def test_operations_under_way_leave_no_connection_open(
+        self, older: Server, schema: str, *, is_set_up: bool
+    ) -> None:
+        """The store is closed at some time: they may wait for the tables, too."""
+        admin = await asyncpg.connect(older.dsn)
+        for turns in (0, 1, 2, 5, 10, 20, 40, 80):
+            store = PostgresStore(older.dsn, schema=schema)
+            if is_set_up:
+                await store.setup()
+            under_way = [asyncio.create_task(store.inspect("run")) for _ in range(6)]
+            for _ in range(turns):
+                await asyncio.sleep(0.0003)
+            await store.aclose()
+            for outcome in await asyncio.gather(*under_way, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, StoreUnavailable | StoreUnusable)
+
+        async def none_is_left() -> bool:
+            return await backends(admin, schema) == 0
+
+        await until(none_is_left)
+        await admin.close()
+
     def test_a_loop_that_ends_while_connecting(self, older: Server, schema: str) -> None:
         complaints: list[str] = []
 

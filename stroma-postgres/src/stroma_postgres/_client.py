@@ -94,8 +94,7 @@ class Client:
 
     async def _in_the_pools_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run it here; or where a pool that was handed in belongs, which works nowhere else."""
-        if self._is_closed:
-            raise StoreUnusable("the store is closed: make another one")
+        self._refuse_if_closed()
         if self._borrowed is None:
             return await work()
         here = asyncio.get_running_loop()
@@ -155,7 +154,12 @@ class Client:
             return self._borrowed
         return self._lenders.get()
 
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise StoreUnusable("the store is closed: make another one")
+
     def _make_lender(self) -> Connections:
+        self._refuse_if_closed()  # what waited for the tables would connect, and nobody close
         options = self._options
         return Connections(
             self._connect,

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 import stroma
 from stroma.errors import AlreadyCommitted, RunLocked, StoreUnusable
 from stroma.records import RunQuery
+from stroma.testing import TcpProxy
 from stroma_s3 import S3Store
 from stroma_s3._client import Conditional
 from stroma_s3._race import race
@@ -87,6 +88,18 @@ async def test_writers_there_meet_each_time(on_swift: S3Store) -> None:
     for number in range(5):
         won = race(bucket, f"probe/{number}", [b"one", b"two", b"three"], "a test")
         assert won.count(True) > 1
+
+
+async def test_a_lost_answer_says_nothing_of_a_server(server: S3Server, bucket: str) -> None:
+    """The winner of a round is refused when it asks again, and nobody has won."""
+    with TcpProxy("127.0.0.1", server.port) as proxy:
+        there = server.options(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        store = S3Store(bucket, **there)
+        proxy.drop_reply(4)  # after what is known, a first and a second write
+        await store.setup()
+        assert proxy.dropped == 1
+        assert store.capabilities.fencing
+        await store.aclose()
 
 
 async def test_a_run_there_is_started_with_a_warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from botocore.exceptions import ClientError
@@ -29,7 +30,7 @@ def setup(bucket: Bucket, keys: Keys) -> Conditional:
     """Return what the server makes of conditional writes.
 
     That they are atomic is written down in the bucket, so that the next process asks one
-    question and not some dozens. Any other finding is looked into again.
+    question and not some twenty. Any other finding is looked into again.
 
     Raises:
         StoreUnusable: a newer version wrote what is there, or the bucket cannot be used.
@@ -70,8 +71,7 @@ def probe(bucket: Bucket, keys: Keys) -> Conditional:
     try:
         if not _refuses_a_second(bucket, tried[0]):
             return Conditional.ABSENT
-        is_atomic = all(_has_one_winner(bucket, key) for key in tried[1:])
-        return Conditional.ATOMIC if is_atomic else Conditional.RACY
+        return _verdict(bucket, tried[1:])
     finally:
         bucket.delete(tried, _ABOUT)
 
@@ -85,8 +85,15 @@ def _refuses_a_second(bucket: Bucket, key: str) -> bool:
         raise
 
 
-def _has_one_winner(bucket: Bucket, key: str) -> bool:
+def _verdict(bucket: Bucket, keys: Sequence[str]) -> Conditional:
     bodies = [b"writer %d" % number for number in range(WRITERS)]
-    won = race(bucket, key, bodies, _ABOUT)
-    winners = [body for body, is_winner in zip(bodies, won, strict=True) if is_winner]
-    return winners == [bucket.get(key, _ABOUT)]
+    found = Conditional.RACY
+    for key in keys:
+        won = race(bucket, key, bodies, _ABOUT)
+        winners = [body for body, is_winner in zip(bodies, won, strict=True) if is_winner]
+        if not winners:
+            continue  # the winner's answer was lost, which proves nothing
+        if winners != [bucket.get(key, _ABOUT)]:
+            return Conditional.RACY
+        found = Conditional.ATOMIC
+    return found

@@ -463,6 +463,35 @@ async def test_what_must_not_be_cut_may_be_cancelled_by_others() -> None:
         await waiting
 
 
+async def test_a_claim_that_lands_after_the_cancellation_is_given_back(calls: Calls) -> None:
+    """Nobody can call back what has been sent: only its answer tells that it has to be undone."""
+    store, sent, lands = FaultyStore(), asyncio.Event(), asyncio.Event()
+    claim = store.open_run
+
+    async def late(*args: Any) -> Any:
+        store.open_run = claim  # type: ignore[method-assign]
+        sent.set()
+
+        async def land() -> Any:
+            await lands.wait()
+            return await claim(*args)
+
+        return await asyncio.shield(asyncio.ensure_future(land()))
+
+    store.open_run = late  # type: ignore[method-assign]
+    run = asyncio.create_task(make_runner(store).run([calls.node("a")], Number(), run_id="r"))
+    await sent.wait()
+    run.cancel()
+    await _steps(50)
+    lands.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    await _steps(50)
+    record = await stored_run(store.inner, "r")
+    assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
+    assert calls["a"] == 0
+
+
 @pytest.mark.parametrize("operation", ["open_run", "commit_many", "commit_many of an attempt"])
 async def test_a_store_that_never_answers_does_not_hold_a_cancelled_run(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, operation: str

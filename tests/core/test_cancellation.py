@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -26,7 +28,7 @@ from stroma import (
     parallel,
     report_usage,
 )
-from stroma._aio import finish
+from stroma._aio import finish, uncut
 from stroma.runner import NodeHooks
 from tests.core.helpers import Calls, FaultyStore, Number, make_runner, stored, stored_run
 
@@ -461,6 +463,51 @@ async def test_what_must_not_be_cut_may_be_cancelled_by_others() -> None:
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks begin in the next turn there")
+async def test_what_must_not_be_cut_has_begun_when_its_caller_waits() -> None:
+    """So a claim is on its way at once."""
+    happened: list[str] = []
+
+    async def work() -> str:
+        happened.append("began")
+        await asyncio.sleep(0)
+        return "done"
+
+    asyncio.get_running_loop().call_soon(happened.append, "a turn of the loop")
+    assert await uncut(work()) == "done"
+    assert happened == ["began", "a turn of the loop"]
+
+
+async def test_what_must_not_be_cut_and_is_cancelled_by_others_before_it_began() -> None:
+    """As a loop that ends cancels all of its tasks."""
+    waiting = asyncio.create_task(uncut(asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task(), waiting}:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_failure_during_a_cancellation_is_not_reported_as_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, fails = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await fails.wait()
+        raise OSError("the disk is full")
+
+    waiting = asyncio.create_task(uncut(work()))
+    await begun.wait()
+    waiting.cancel()
+    fails.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gc.collect()
+    assert "disk" not in caplog.text
 
 
 async def test_a_claim_that_lands_after_the_cancellation_is_given_back(calls: Calls) -> None:

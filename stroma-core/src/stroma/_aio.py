@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -40,16 +42,53 @@ class CancelWatch:
         return task.cancelling() > (self._before if task is self._task else 0)
 
 
+class UncutFuture(asyncio.Future[T]):
+    """A future that is waited for even while being cancelled.
+
+    The cancellation of who awaits it is raised when it is done. A plain await and a bare
+    `asyncio.shield` both lose a save when the loop shuts down, since nobody waits for it any
+    more, and a shield takes a turn of the loop.
+
+    Args:
+        grace_seconds: how long to go on waiting after the first cancellation; None waits for
+            as long as it takes.
+        loop: the running loop.
+    """
+
+    def __init__(
+        self,
+        grace_seconds: float | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(loop=loop)
+        self._grace_seconds = grace_seconds
+        self._end_of_grace: asyncio.TimerHandle | None = None
+
+    def cancel(self, msg: object = None) -> bool:
+        """Refuse to be cancelled; asyncio then cancels who awaits this at the end."""
+        if self._grace_seconds is not None and self._end_of_grace is None and not self.done():
+            give_up = partial(super().cancel, msg)
+            self._end_of_grace = self.get_loop().call_later(self._grace_seconds, give_up)
+            self.add_done_callback(self._end_grace)
+        return False
+
+    def _end_grace(self, _: object) -> None:
+        if self._end_of_grace is not None:
+            self._end_of_grace.cancel()
+
+    def tell(self, _: object = None) -> None:
+        """Say that the end has come; once more does no harm."""
+        if not self.done():
+            self.set_result(cast(T, None))
+
+
 async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None) -> T:
     """Wait for ``work`` even while being cancelled, then raise the cancellation.
 
-    A plain await and a bare `asyncio.shield` both lose a save when the loop shuts down, since
-    nobody waits for it any more.
-
     Args:
         work: what must not be cut.
-        grace_seconds: how long to go on waiting after the first cancellation; None waits
-            for as long as it takes.
+        grace_seconds: see `UncutFuture`.
 
     Returns:
         The result of ``work``.
@@ -57,30 +96,42 @@ async def finish(work: asyncio.Future[T], *, grace_seconds: float | None = None)
     Raises:
         asyncio.CancelledError: cancelled meanwhile; ``work`` is done, or the grace is over.
     """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError as exc:
-        cancelled = exc
-    if work.cancelled():
-        raise cancelled
-    loop = asyncio.get_running_loop()
-    deadline = None if grace_seconds is None else loop.time() + grace_seconds
-    while not work.done():
-        left = None if deadline is None else deadline - loop.time()
-        if left is not None and left <= 0:
-            break
-        try:
-            await asyncio.wait({work}, timeout=left)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if work.done() and not work.cancelled():
-        work.exception()  # retrieved, so that the loop does not report it as lost
-    raise cancelled
+    end: UncutFuture[None] = UncutFuture(grace_seconds)
+    work.add_done_callback(end.tell)
+    return await _result_at(end, work)
 
 
 async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = None) -> T:
-    """Run a coroutine to its end even while being cancelled: `finish` in a task of its own."""
-    return await finish(asyncio.ensure_future(work), grace_seconds=grace_seconds)
+    """Run a coroutine to its end even while being cancelled: `finish` in a task of its own.
+
+    From Python 3.12 on, it goes as far as it can before this waits: what it sends is under way
+    at once.
+    """
+    loop = asyncio.get_running_loop()
+    end: UncutFuture[None] = UncutFuture(grace_seconds, loop=loop)
+
+    async def run() -> T:
+        try:
+            return await work
+        finally:
+            end.tell()  # a callback of the task would take another turn of the loop
+
+    if sys.version_info >= (3, 12):
+        task = asyncio.Task(run(), loop=loop, eager_start=True)
+    else:
+        task = loop.create_task(run())
+        task.add_done_callback(end.tell)  # cancelled before it began, it says nothing itself
+    return await _result_at(end, task)
+
+
+async def _result_at(end: UncutFuture[None], work: asyncio.Future[T]) -> T:
+    try:
+        await end
+    except asyncio.CancelledError:
+        if work.done() and not work.cancelled():
+            work.exception()  # retrieved, so that the loop does not report it as lost
+        raise
+    return work.result()
 
 
 async def uncut_within(work: Coroutine[Any, Any, T], seconds: float) -> T:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
-from stroma._aio import call_store, finish, settled
+from stroma._aio import UncutFuture, call_store, settled
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
 from stroma.records import Commit
 
@@ -43,11 +43,11 @@ class CommitBatcher:
         It is not cut when the caller is cancelled: the cancellation is raised afterwards.
         """
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[StoreError | None] = loop.create_future()
+        outcome: UncutFuture[StoreError | None] = UncutFuture(SAVE_GRACE_SECONDS, loop=loop)
         self._waiting.append((commit, outcome))
         if self._flusher is None or self._flusher.done():  # an eager task ends before it is set
             self._flusher = loop.create_task(self._flush())
-        return [await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)]
+        return [await outcome]
 
     async def _flush(self) -> None:
         batch: list[tuple[Commit, asyncio.Future[StoreError | None]]] = []

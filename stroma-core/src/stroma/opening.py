@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from stroma._aio import finish, uncut_within
+from stroma._aio import uncut, uncut_within
 from stroma.batching import SAVE_GRACE_SECONDS, ask, call_operation, outcomes_of
 from stroma.checkpoint import CheckpointManager
 from stroma.continuation import RunRequest, continue_run, not_found
@@ -174,17 +174,22 @@ async def claim_run(
     request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
         return await _call_open(manager.store, request)
-    opening = asyncio.ensure_future(_call_open(manager.store, request))
+    opened: OpenedRun | None = None
+
+    async def claim_it() -> None:
+        nonlocal opened
+        opened = await _call_open(manager.store, request)
+
     try:
-        return await finish(opening, grace_seconds=SAVE_GRACE_SECONDS)
+        await uncut(claim_it(), grace_seconds=SAVE_GRACE_SECONDS)
     except asyncio.CancelledError as exc:
-        if opening.done() and not opening.cancelled() and opening.exception() is None:
-            await give_back(manager, claim, opening.result(), exc, is_ours=is_ours)
+        await give_back(manager, claim, opened, exc, is_ours=is_ours)
         raise
     except OutcomeUnknown as exc:
         unknown = OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING))
         await give_back(manager, claim, unknown, exc, is_ours=is_ours)
         raise
+    return opened
 
 
 async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:

@@ -95,7 +95,7 @@ COMMITS: Final = (
         "cancellation.py::test_a_save_under_way_is_finished[once]",
         (
             "batching.py",
-            "        return [await finish(outcome, grace_seconds=SAVE_GRACE_SECONDS)]\n",
+            "        return [await outcome]\n",
             "        return await outcomes_of(ask(self._commit_many, [commit]), 1)\n",
         ),
         (

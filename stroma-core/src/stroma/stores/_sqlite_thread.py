@@ -14,7 +14,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
-from stroma._aio import finish
+from stroma._aio import UncutFuture
 from stroma.clock import Clock
 from stroma.errors import StoreUnusable, StromaError
 from stroma.stores._owner_lock import OwnerLock
@@ -49,7 +49,7 @@ class _State(Enum):
 
 
 class _Request:
-    __slots__ = ("alone", "call", "error", "future", "is_done", "loop", "mode", "result")
+    __slots__ = ("alone", "call", "end", "error", "loop", "mode", "result")
 
     def __init__(
         self,
@@ -62,16 +62,9 @@ class _Request:
         self.alone = alone
         self.mode = mode
         self.loop = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.is_done = False
+        self.end: UncutFuture[None] = UncutFuture(loop=loop)
         self.result: object = None
         self.error: StromaError | None = None
-
-    async def outlast(self) -> None:
-        """Wait for the end after the future was cancelled with the task that awaited it."""
-        if not self.is_done:
-            self.future = self.loop.create_future()
-            await finish(self.future)
 
 
 class Writer:
@@ -122,11 +115,7 @@ class Writer:
         """
         request = _Request(call, mode, asyncio.get_running_loop(), alone)
         self._put(request)
-        try:
-            await request.future
-        except asyncio.CancelledError:
-            await request.outlast()
-            raise
+        await request.end
         if request.error is not None:
             raise request.error
         return cast(T, request.result)
@@ -362,9 +351,7 @@ def _tell(loop: asyncio.AbstractEventLoop, done: list[_Request]) -> None:
 
 def _wake(requests: list[_Request]) -> None:
     for request in requests:
-        request.is_done = True
-        if not request.future.done():
-            request.future.set_result(None)
+        request.end.tell()
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()

@@ -197,7 +197,7 @@ class TestHealing:
                 assert await store.renew([("lost", "alice")], 200) == [True]
             else:  # the first one after a quarter of the time to live
                 store._operations._indexes._listed_at.clear()
-                store._operations._young_until.clear()
+                store._operations._claimed.forget("lost")
                 assert await store.commit_many([commit(record("lost"))]) == [None]
             await asyncio.sleep(0.25)
             assert await found(store, ClaimQuery(limit=2)) == ["first", "lost"]

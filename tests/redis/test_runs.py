@@ -111,7 +111,9 @@ class TestLife:
             lives: list[int] = []
             for number, seconds_later in enumerate([0, 50, 51, 101]):
                 if number:
-                    store._operations._young_until["run"] -= seconds_later
+                    claimed = store._operations._claimed.of("run", "alice")
+                    assert claimed is not None
+                    claimed._young_until -= seconds_later
                 client.pexpire(key, 30_000)
                 await store.commit_many([commit(record("run", f"node-{number}"))])
                 lives.append(client.pttl(key))

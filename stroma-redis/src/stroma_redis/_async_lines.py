@@ -92,12 +92,13 @@ class PooledLine:
                 return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
         replies: list[Reply] = []
         silence = held.silence
+        data = request.packed or packed(commands)
         silence.begin()
         try:
             if held.listener is None:
-                await held.connection.send_packed_command(packed(commands), check_health=False)
+                await held.connection.send_packed_command(data, check_health=False)
             else:
-                heard = await held.listener.ask(packed(commands), len(commands))
+                heard = await held.listener.ask(data, len(commands))
                 if heard is not None:
                     return heard
             while len(replies) < len(commands):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -29,6 +28,7 @@ from stroma.stores.rules import (
     stale,
 )
 from stroma_redis import _scripts as scripts
+from stroma_redis._claimed import ClaimedRun, ClaimedRuns
 from stroma_redis._codec import (
     changed_columns,
     headers_from,
@@ -43,7 +43,7 @@ from stroma_redis._errors import Failure, Reply, store_error
 from stroma_redis._indexes import Indexes
 from stroma_redis._keys import Keys, epoch_of, field_of, rest_of
 from stroma_redis._listing import ClaimListing, Listing, RunListing
-from stroma_redis._lua import SLACK, Script
+from stroma_redis._lua import Script
 from stroma_redis._options import RedisOptions
 from stroma_redis._server import durability_of, version_problem
 from stroma_redis._steps import Args, Request, Steps, ask, call, is_unknown_script
@@ -51,7 +51,6 @@ from stroma_redis._steps import Args, Request, Steps, ask, call, is_unknown_scri
 MAX_PAYLOAD_BYTES: Final = 512 * 1024 * 1024 - 1
 """Redis refuses an argument that is longer than its default proto-max-bulk-len, 512 MB."""
 
-_MAX_YOUNG: Final = 10_000
 _PURGE_PAGE: Final = 200
 _HEALTH_MS: Final = b"10000"
 _ONE: Final = b"1"
@@ -79,7 +78,7 @@ class Operations:
         self._ttl_seconds = options.ttl_seconds
         self._ttl_ms = b"%d" % round(options.ttl_seconds * 1000)
         self._indexes = Indexes(self.keys, options.ttl_seconds, is_cluster=is_cluster)
-        self._young_until: dict[str, float] = {}
+        self._claimed = ClaimedRuns()
         self._asked_durability = options.durability
         self.capabilities = Capabilities(
             options.durability or Durability.PROCESS,
@@ -156,7 +155,7 @@ class Operations:
         reply = self._value(answer, f"run {run_id!r}")
         if isinstance(reply, bytes):
             assert new is not None
-            self._take_in_claim(run_id, listed, began)
+            self._take_in_claim(request, listed, began)
             return self._created(request, new, float(reply))
         kind = reply[0]
         if kind == b"locked":
@@ -165,21 +164,24 @@ class Operations:
         if kind != b"claimed":
             self._indexes.learn_ended(run_id, listed)
             return None if kind == b"missing" else _opened(run_id, reply)
-        self._take_in_claim(run_id, listed, began)
         opened = _opened(run_id, reply)
+        self._take_in_claim(request, listed, began)
         return opened._replace(is_claimed=True, status_before=status_from(run_id, reply[1]))
 
-    def _take_in_claim(self, run_id: str, listed: Reply, at: float) -> None:
+    def _take_in_claim(self, request: OpenRequest, listed: Reply, at: float) -> None:
         """Note what a claim has prolonged.
 
         Raises:
             StoreError: it is not listed: if its worker died, nobody would find the run.
         """
+        run_id = request.run_id
         if self._indexes.is_cluster:
             self._value(listed, f"run {run_id!r}: its entry in the index")
         else:
             self._indexes.are_prolonged(run_id)
-        self._is_prolonged(run_id, at)
+        claimed = ClaimedRun(self.keys.run(run_id), request.token)
+        claimed.lives_since(at, self._ttl_seconds)
+        self._claimed.add(run_id, claimed)
 
     def _created(self, request: OpenRequest, new: RunRecord, now: float) -> OpenedRun:
         run = claimed(new, request, now, is_new=True)
@@ -207,7 +209,6 @@ class Operations:
         answers = yield from ask((*commands, *listings), is_write=True)
         for i, answer in zip(sent, answers, strict=False):
             if answer != 1:
-                self._young_until.pop(commits[i].run_id, None)
                 outcomes[i] = self._refusal(commits[i], answer)
         done = [commits[i] for i in sent if outcomes[i] is None]
         self._indexes.learn_commits(wanted, done, answers[len(sent) :])
@@ -219,42 +220,37 @@ class Operations:
         It is answered by 1, or see `lone_refusal`.
         """
         run_id, token, records, update = commit
-        if update is not None or not token or len(records) != 1:
+        if update is not None or len(records) != 1:
             return None
-        if len(records[0][1]) > MAX_PAYLOAD_BYTES:
+        run = self._claimed.of(run_id, token)
+        if run is None or run.is_ageing:
             return None
-        is_ageing = self._is_ageing(run_id)
-        if is_ageing and self._indexes.is_due(run_id):
+        header, payload = records[0]
+        if len(payload) > MAX_PAYLOAD_BYTES:
             return None
-        return Request((self._add(run_id, token, records[0], is_ageing=is_ageing),), True)
+        return run.adding(record_args(header, payload))
 
     def lone_refusal(self, commit: Commit, answer: Reply) -> StoreError | None:
         """Return why a lone record was not added; None if the server has forgotten the script."""
-        self._young_until.pop(commit.run_id, None)
         return None if is_unknown_script(answer) else self._refusal(commit, answer)
 
-    def _add(self, run_id: str, token: str, record: CheckpointRecord, *, is_ageing: bool) -> Args:
-        if is_ageing:
-            self._is_prolonged(run_id, time.monotonic())
-        prolong = _ONE if is_ageing else _NONE
-        return self._call(scripts.ADD, run_id, token.encode(), *record_args(*record), prolong)
-
-    def _is_ageing(self, run_id: str) -> bool:
-        """Say whether a commit has to prolong a run's life: not soon after it was prolonged."""
-        return time.monotonic() >= self._young_until.get(run_id, -math.inf)
-
-    def _is_prolonged(self, run_id: str, at: float) -> None:
-        if len(self._young_until) >= _MAX_YOUNG:
-            self._young_until.clear()
-        self._young_until[run_id] = at + self._ttl_seconds * SLACK
+    def _add(self, run_id: str, token: str, record: CheckpointRecord) -> Args:
+        run = self._claimed.of(run_id, token)
+        args = record_args(*record)
+        if run is not None and not run.is_ageing:
+            return self._call(scripts.ADD, run_id, token.encode(), *args)
+        if run is not None:
+            run.lives_since(time.monotonic(), self._ttl_seconds)
+        return self._call(scripts.ADD, run_id, token.encode(), *args, _ONE)
 
     def _commit(self, commit: Commit) -> Args:
         run_id, token, records, update = commit
         if update is None and token and len(records) == 1:
-            return self._add(run_id, token, records[0], is_ageing=self._is_ageing(run_id))
-        self._young_until.pop(run_id, None)
+            return self._add(run_id, token, records[0])
         change, status, columns = _NONE, b"", list[bytes]()
         if update is not None and token:
+            if update.release:
+                self._claimed.forget(run_id)
             change = b"2" if update.release else _ONE
             status = b"" if update.status is None else update.status.value.encode()
             columns = changed_columns(update)
@@ -268,6 +264,9 @@ class Operations:
         return self._indexes.call_listing(scripts.COMMIT, run_id, *args)
 
     def _refusal(self, commit: Commit, answer: Reply) -> StoreError:
+        run = self._claimed.of(commit.run_id, commit.token)
+        if run is not None:
+            run.may_have_aged()
         if isinstance(answer, Failure):
             return self._error(answer, f"run {commit.run_id!r}")
         assert isinstance(answer, list)
@@ -293,6 +292,8 @@ class Operations:
 
     def release(self, run_id: str, token: str) -> Steps[None]:
         """See `RecordStore.release`."""
+        if self._claimed.of(run_id, token) is not None:
+            self._claimed.forget(run_id)
         args = (token.encode(), self._ttl_ms, run_id.encode())
         release = self._indexes.call_listing(scripts.RELEASE, run_id, *args)
         commands = (release, *self._indexes.beside_release(run_id))
@@ -309,6 +310,7 @@ class Operations:
 
     def delete(self, run_id: str) -> Steps[None]:
         """See `RecordStore.delete`."""
+        self._claimed.forget(run_id)
         unlink = (b"UNLINK", self.keys.run(run_id))
         answer, *_ = yield from ask((unlink, *self._indexes.unlist(run_id)), is_write=True)
         self._value(answer, f"run {run_id!r}")

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Final, NamedTuple
 
 from stroma_redis._errors import Reply
+from stroma_redis._prompt import PromptFuture
 
 _DONE: Final = b":1\r\n"
 """What a commit is answered when it is written, in version 2 of the Redis protocol."""
@@ -31,7 +32,7 @@ class Listener(asyncio.Protocol):
         self._stream = stream
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[list[Reply] | None] | None = None
+        self._waiter: PromptFuture[list[Reply] | None] | None = None
         self._count = 0
         self.is_silent = True
 
@@ -45,7 +46,7 @@ class Listener(asyncio.Protocol):
             transport.set_protocol(found)
         return found
 
-    def ask(self, data: bytes, count: int) -> asyncio.Future[list[Reply] | None]:
+    def ask(self, data: bytes, count: int) -> PromptFuture[list[Reply] | None]:
         """Send commands.
 
         Args:
@@ -57,7 +58,8 @@ class Listener(asyncio.Protocol):
             the connection does not break.
         """
         self._count = count
-        self._waiter = waiter = self._loop.create_future()
+        waiter: PromptFuture[list[Reply] | None] = PromptFuture(self._loop)
+        self._waiter = waiter
         self._transport.write(data)
         return waiter
 

@@ -87,7 +87,6 @@ end
 OPEN: Final = script(
     TIME,
     LISTING,
-    _CONTENTS,
     """
 -- ARGV: token, holder, lease in ms, time to live in ms, reopen, create, run id, when it was
 -- created or nothing, then columns to create. More keys are the indexes that list the run.
@@ -105,6 +104,9 @@ if not status then
   list(ARGV[7], 'RUNNING', created_at, now, keep_ms, true)
   return now
 end
+""",
+    _CONTENTS,
+    """
 if status == 'COMPLETED' and ARGV[5] == '0' then
   return {'read', status, contents(key)}
 end
@@ -131,8 +133,8 @@ return {'read', status, contents(KEYS[1])}
 ADD: Final = script(
     f"""
 -- One record of an owned run, and nothing else: most of all commits. Each command that a script
--- calls takes as long as half of a SET, so there are two where two are enough.
--- ARGV: token, name, header without its order, payload, whether to prolong the run's life
+-- calls takes longer than a SET, so there are two where two are enough.
+-- ARGV: token, name, header without its order, payload, and 1 to prolong the run's life
 local key, token, name = KEYS[1], ARGV[1], ARGV[2]
 local run = redis.call('HMGET', key, 'owner', 'written', 'h:' .. name)
 if run[1] ~= token then
@@ -146,7 +148,7 @@ else
 {_COMMIT_ID}
   if commit_id(run[3]) ~= commit_id(ARGV[3], WITHOUT_ORDER) then return {{'taken', name}} end
 end
-if ARGV[5] == '1' then redis.call('PEXPIRE', key, redis.call('HGET', key, 'keep_ms')) end
+if ARGV[5] then redis.call('PEXPIRE', key, redis.call('HGET', key, 'keep_ms')) end
 return 1
 """
 )
@@ -161,7 +163,9 @@ COMMIT: Final = script(
 -- some, 2 and a release. Without a token, records replace earlier ones, and no run need exist.
 -- More keys are the indexes that list the run.
 local key, token, change, last_arg = KEYS[1], ARGV[1], ARGV[3], 6 + ARGV[6] * 3
-local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'written', 'status', 'created_at')
+-- One more command takes longer than one more field, so the first record is looked for at once.
+local run = redis.call('HMGET', key, 'owner', 'keep_ms', 'written', 'status', 'created_at',
+  'h:' .. (ARGV[7] or ''))
 local owner, keep_ms, written = run[1], run[2] or ARGV[2], run[3] or 0
 if token ~= '' and owner ~= token then
   return {'stale', owner and redis.call('HGET', key, 'holder')}
@@ -176,7 +180,8 @@ for at = 7, last_arg, 3 do
   if token ~= '' then
     local id, kept = commit_id(ARGV[at + 1], WITHOUT_ORDER), ids[name]
     if not kept then
-      local stored = redis.call('HGET', key, 'h:' .. name)
+      local stored = run[6]
+      if at > 7 then stored = redis.call('HGET', key, 'h:' .. name) end
       kept = stored and commit_id(stored)
     end
     if kept and kept ~= id then return {'taken', name} end
@@ -300,7 +305,7 @@ local run = redis.call('HMGET', KEYS[1], 'status', 'owner', 'lease_expires_at', 
 if not UNFINISHED[run[1]] then return false end
 local is_asked_for = #ARGV == 0
 for _, pipeline in ipairs(ARGV) do
-  if pipeline == run[5] then is_asked_for = true end
+  if pipeline == (run[5] or '') then is_asked_for = true end
 end
 if not is_asked_for then return run[4] end
 local ends = tonumber(run[3])  -- nil of a damaged one, which the caller tells

@@ -27,10 +27,12 @@ class Request(NamedTuple):
     Attributes:
         commands: they are independent, and answered in this order.
         is_write: one of them changes something, so that a lost reply leaves it unknown.
+        packed: the commands as they are sent, where that is known already.
     """
 
     commands: Sequence[Args]
     is_write: bool
+    packed: bytes = b""
 
 
 Steps: TypeAlias = Generator[Request, Sequence[Reply], T]

@@ -63,7 +63,8 @@ class PooledLine:
             return [Failure(exc, was_sent=False)] * len(commands)
         replies: list[Reply] = []
         try:
-            connection.send_packed_command([packed(commands)], check_health=False)
+            data = request.packed or packed(commands)
+            connection.send_packed_command([data], check_health=False)
             replies.extend(_reply(connection) for _ in commands)  # also those before an error
         except DRIVER_ERRORS as exc:
             connection.disconnect()

@@ -17,11 +17,12 @@ def packed(commands: Sequence[tuple[bytes, ...]]) -> bytes:
 
     redis-py's own packer takes text and numbers, too, and three times as long.
     """
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        parts += [b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in command]
-    return b"".join(parts)
+    return b"".join([b"*%d\r\n%b" % (len(command), framed(command)) for command in commands])
+
+
+def framed(args: tuple[bytes, ...]) -> bytes:
+    """Return arguments of a command as they are sent."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
 
 
 def copied(settings: dict[str, Any]) -> dict[str, Any]:

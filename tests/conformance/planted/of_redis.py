@@ -11,7 +11,6 @@ _SEND = """        commands = [self._commit(commit) for commit in wanted]
 """
 _ANSWERS = """        for i, answer in zip(sent, answers, strict=False):
             if answer != 1:
-                self._young_until.pop(commits[i].run_id, None)
                 outcomes[i] = self._refusal(commits[i], answer)
 """
 _LOOK_FIRST = """        for i in sent:
@@ -99,15 +98,19 @@ SERVERS = (
         (
             Edit(
                 "_wire.py",
-                '        parts.append(b"*%d',
-                """        if command[0] == b"EVALSHA":
-            import time
-            from stroma_redis import _scripts
+                '    return b"".join([b"*%d',
+                """    import time
+    from stroma_redis import _scripts
 
-            clock = b"{'%d', '0'}" % time.time()
-            source = _scripts.BY_SHA[command[1]].source.replace(b"redis.call('TIME')", clock)
-            command = (b"EVAL", source, *command[2:])
-        parts.append(b"*%d""",
+    def timed(command):
+        if command[0] != b"EVALSHA":
+            return command
+        clock = b"{'%d', '0'}" % time.time()
+        source = _scripts.BY_SHA[command[1]].source.replace(b"redis.call('TIME')", clock)
+        return (b"EVAL", source, *command[2:])
+
+    commands = [timed(command) for command in commands]
+    return b"".join([b"*%d""",
             ),
         ),
         ("test_a_lease_holds_against_a_wrong_clock", "test_a_lease_of_a_wrong_clock_ends"),

@@ -19,6 +19,7 @@ are, so that both work on the same tables.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from stroma.records import PLAIN_EPOCH
@@ -58,8 +59,20 @@ NEW_RUN: Final = tuple(
 )
 """The columns that a new run brings along."""
 
+CLAIM: Final = (
+    Column("run_id", "text"),
+    Column("token", "text"),
+    Column("holder", "text"),
+    Column("lease_ms", "bigint"),
+    Column("reopen", "boolean"),
+    Column("is_new", "boolean"),
+    *NEW_RUN,
+)
+"""What a claim is given, in the order of the parameters of `open_v1`."""
+
 _NOW: Final = "extract(epoch FROM clock_timestamp())::double precision"
-_NO_RUN: Final = ", ".join(f"NULL::{base_type(column)}" for column in RUN)
+NO_RUN: Final = ", ".join(f"NULL::{base_type(column)}" for column in RUN)
+"""What stands in the row of a record, or of a new run, for the columns of a run."""
 NO_RECORD: Final = ", ".join(f"NULL::{base_type(column)}" for column in RECORD) + ", 0::bigint"
 """What stands in the row of the run for the columns of a record."""
 
@@ -87,7 +100,7 @@ def found_records(at: Names, run_id: str, newest: str) -> str:
     """
     header = ", ".join(f"k.{column.name}" for column in RECORD[:-1])
     return (
-        f"SELECT 'record'::text, NULL::text, NULL::double precision, {_NO_RUN}, {header}, "
+        f"SELECT 'record'::text, NULL::text, NULL::double precision, {NO_RUN}, {header}, "
         f"CASE WHEN k.seq = {newest} THEN k.payload END, k.seq FROM {at.records} k "
         f"WHERE k.run_id = {run_id} AND k.epoch <> {PLAIN_EPOCH}"
     )
@@ -103,14 +116,13 @@ def newest_result(at: Names, run_id: str) -> str:
 
 
 def _open(at: Names) -> str:
-    parameters = ", ".join(f"p_{c.name} {base_type(c)}" for c in NEW_RUN)
+    parameters = ", ".join(f"p_{c.name} {base_type(c)}" for c in CLAIM)
     returns = ", ".join(f"o_{c.name} {c.type}" for c in OPENED)
-    values = ", ".join(_new_value(column) for column in RUN)
+    values = new_values("p_{}".format)
     run = ", ".join(f"v.{c.name}" for c in RUN)
     return f"""
 CREATE OR REPLACE FUNCTION {at.of(OPEN)}(
-    p_run_id text, p_token text, p_holder text, p_lease_ms bigint, p_reopen boolean,
-    p_is_new boolean, {parameters}
+    {parameters}
 ) RETURNS TABLE ({returns})
 LANGUAGE plpgsql
 {_SETTINGS}
@@ -156,17 +168,21 @@ END
 $body$;"""
 
 
-def _new_value(column: Column) -> str:
+def new_values(given: Callable[[str], str]) -> str:
+    """Return what a run is created with, in the order of its columns, at the time ``v_now``.
+
+    Args:
+        given: returns the SQL of one of the columns of `CLAIM`.
+    """
     fixed = {
-        "run_id": "p_run_id",
         "status": "'RUNNING'",
-        "owner": "p_token",
-        "holder": "p_holder",
-        "lease_expires_at": "v_now + p_lease_ms / 1000.0",
-        "created_at": "CASE WHEN p_created_at = 0 THEN v_now ELSE p_created_at END",
+        "owner": given("token"),
+        "lease_expires_at": f"v_now + {given('lease_ms')} / 1000.0",
+        "created_at": f"CASE WHEN {given('created_at')} = 0 THEN v_now "
+        f"ELSE {given('created_at')} END",
         "updated_at": "v_now",
     }
-    return fixed.get(column.name, f"p_{column.name}")
+    return ", ".join(fixed.get(column.name) or given(column.name) for column in RUN)
 
 
 def _commit(at: Names) -> str:

@@ -118,7 +118,7 @@ def updated_place_of(row: Sequence[Any]) -> tuple[float, str]:
 
 
 def open_arguments(request: OpenRequest) -> Row:
-    """Return the arguments of `open_v1`."""
+    """Return the values of `_functions.CLAIM`."""
     new = request.new
     run = new or RunRecord(request.run_id, RunStatus.RUNNING)
     return (
@@ -143,8 +143,23 @@ def open_arguments(request: OpenRequest) -> Row:
     )
 
 
+def created_of(given: Row, now: float) -> OpenedRun:
+    """Return the run that a claim has created.
+
+    Args:
+        given: what `open_arguments` returned.
+        now: the server's time.
+    """
+    run_id, token, holder, lease_ms, _, _, reason, pipeline, version, tags, *rest, created_at = (
+        given
+    )
+    row = (run_id, RunStatus.RUNNING.value, reason, pipeline, version, tags, token, holder)
+    times = (created_at or now, now)
+    return OpenedRun(run_of((*row, now + lease_ms / 1000, *rest, *times)), is_new=True)
+
+
 def opened_of(rows: Sequence[Record], *, is_claimed: bool | None = None) -> OpenedRun | None:
-    """Return the run of the rows that `open_v1` returned; None if there is no run.
+    """Return the run of the rows that a claim of an older run returned; None if there is no run.
 
     Args:
         rows: of the run, and then of its records.
@@ -162,7 +177,6 @@ def opened_of(rows: Sequence[Record], *, is_claimed: bool | None = None) -> Open
         run,
         [record.header for record in records],
         last,
-        is_new=outcome == "new",
         is_claimed=outcome != "closed" if is_claimed is None else is_claimed,
         status_before=None if before is None else _status_of(run.run_id, before),
     )

@@ -19,21 +19,24 @@ from stroma_postgres._columns import (
     UNFINISHED,
     UPDATE,
     arrays,
+    base_type,
     names,
 )
 from stroma_postgres._functions import (
-    COMMIT as COMMIT_V1,
-)
-from stroma_postgres._functions import (
+    CLAIM,
     COMMIT_ONE,
     DELETE,
-    NEW_RUN,
     NO_RECORD,
+    NO_RUN,
     OPEN,
     OPENED,
     PURGE,
     found_records,
+    new_values,
     newest_result,
+)
+from stroma_postgres._functions import (
+    COMMIT as COMMIT_V1,
 )
 from stroma_postgres._names import Names
 
@@ -49,7 +52,7 @@ class Statements(NamedTuple):
         look: server settings.
         has_tables: whether there is a table of this name.
         versions: what was done to the schema.
-        open: `open_v1`.
+        open: a claim: it creates the run, or is `open_v1`.
         inspect: a run and its records, from one snapshot.
         add_one: a commit of one record and no update, if the token owns the run.
         commit_one: `commit_one_v1`, of one record and an update; a row if it was done.
@@ -91,7 +94,7 @@ def statements(at: Names) -> Statements:
         has_tables="SELECT to_regclass($1) IS NOT NULL",
         versions=f"SELECT version, min_compatible FROM {at.migrations} "
         "ORDER BY version DESC LIMIT 1",
-        open=_call(at.of(OPEN), 6 + len(NEW_RUN)),
+        open=_open(at),
         inspect=_inspect(at),
         add_one=_add_one(at),
         commit_one=f"SELECT 1 WHERE {at.of(COMMIT_ONE)}({_marks(len(UPDATE) + len(RECORD))})",
@@ -120,8 +123,17 @@ SELECT pg_backend_pid() AS backend_pid,
 """
 
 
-def _call(function: str, count: int) -> str:
-    return f"SELECT * FROM {function}({_marks(count)})"
+def _open(at: Names) -> str:
+    """Return the statement of a claim. Most runs are new, and `open_v1` would take longer."""
+    given = {c.name: f"${n}::{base_type(c)}" for n, c in enumerate(CLAIM, 1)}
+    return (
+        f"WITH created AS (INSERT INTO {at.runs} ({names(RUN)}) "
+        f"SELECT {new_values(given.__getitem__)} FROM (SELECT {_EPOCH_NOW} AS v_now) t "
+        f"WHERE {given['is_new']} ON CONFLICT (run_id) DO NOTHING RETURNING updated_at) "
+        f"SELECT 'new'::text, NULL::text, updated_at, {NO_RUN}, {NO_RECORD} FROM created "
+        f"UNION ALL SELECT * FROM {at.of(OPEN)}({', '.join(given.values())}) "
+        "WHERE NOT EXISTS (SELECT FROM created)"
+    )
 
 
 def _marks(count: int, start: int = 1) -> str:

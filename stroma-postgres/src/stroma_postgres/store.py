@@ -35,6 +35,7 @@ from stroma_postgres._client import Client
 from stroma_postgres._errors import is_value_error
 from stroma_postgres._options import PostgresOptions, checked_options
 from stroma_postgres._rows import (
+    created_of,
     fetch_arguments,
     open_arguments,
     opened_of,
@@ -164,10 +165,10 @@ class PostgresStore(AsyncPlainMethods):
             RunLocked: another token owns it.
         """
         what = f"run {request.run_id!r}: open_run"
-        answer = await self._client.run(
-            what, self._sql.open, open_arguments(request), is_write=True
-        )
-        rows = answer.rows
+        given = open_arguments(request)
+        rows = (await self._client.run(what, self._sql.open, given, is_write=True)).rows
+        if rows and rows[0][0] == "new":
+            return created_of(given, rows[0][2])
         opened = opened_of(rows)
         if opened is None:
             return None

@@ -16,7 +16,7 @@ from stroma.errors import (
     StaleOwner,
     StoreUnusable,
 )
-from stroma.records import RecordKey, RunQuery
+from stroma.records import ClaimQuery, RecordKey, RunQuery, RunStatus
 from stroma.testing import TcpProxy
 from stroma_redis import RedisStore, SyncRedisStore
 from stroma_redis._keys import Keys
@@ -272,6 +272,49 @@ class TestIndex:
             left = entries(client, prefix)
             assert len([entry for entry in left if entry.startswith(b"gone")]) < 100
             assert len([entry for entry in left if entry.startswith(b"run")]) == 50
+
+    async def test_a_listing_of_few_runs_reads_few_of_them(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        """A run has its input with it, which may be large."""
+
+        def calls(command: str) -> int:
+            return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+        async with opened(server.url, key_prefix=prefix) as store:
+            for i in range(300):
+                await store.open_run(
+                    request(f"run{i}", created_at=float(i + 1), lease_seconds=0.001)
+                )
+            all_runs = [run.run_id for run in (await store.runs(RunQuery(limit=1000))).runs]
+            assert len(all_runs) == 300
+            client.config_resetstat()
+            page = await store.runs(RunQuery(limit=3))
+            assert ([run.run_id for run in page.runs], calls("hmget")) == (all_runs[:3], 4)
+            client.config_resetstat()
+            waiting = await store.claimable(ClaimQuery(limit=3))
+            assert [run.run_id for run in waiting.runs] == ["run0", "run1", "run2"]
+            assert calls("evalsha") == 4
+
+    async def test_pages_of_any_size_hold_every_run_once(
+        self, server: Address, prefix: str, client: redis.Redis
+    ) -> None:
+        async with opened(server.url, key_prefix=prefix) as store:
+            for i in range(60):
+                await store.open_run(request(f"run{i}"))
+                if i % 3 == 0:
+                    await store.commit_many([commit(run_id=f"run{i}", update=DONE)])
+            for query in (RunQuery(), RunQuery(statuses=(RunStatus.COMPLETED,))):
+                whole = [run.run_id for run in (await store.runs(query)).runs]
+                assert len(whole) == (20 if query.statuses else 60)
+                for size in (1, 2, 7, 59, 60, 61):
+                    found: list[str] = []
+                    page = await store.runs(query._replace(limit=size))
+                    found += [run.run_id for run in page.runs]
+                    while page.cursor:
+                        page = await store.runs(query._replace(limit=size, cursor=page.cursor))
+                        found += [run.run_id for run in page.runs]
+                    assert found == whole, f"pages of {size}"
 
     async def test_no_operation_walks_through_the_keys(
         self, server: Address, prefix: str, client: redis.Redis

@@ -335,13 +335,16 @@ class Operations:
         """Return one run more than the limit, if there are so many; none if it is not positive."""
         if limit <= 0:
             return []
-        while ranges := listing.ranges():
-            answers = yield from ask(ranges, is_write=False)
-            listing.read_ranges([self._value(a, "listing", is_write=False) for a in answers])
-            commands = [listing.look(run_id) for run_id in listing.unread]
-            answers = yield from ask(commands, is_write=False)
+        while True:
+            while ranges := listing.ranges():
+                answers = yield from ask(ranges, is_write=False)
+                listing.read_ranges([self._value(a, "listing", is_write=False) for a in answers])
+            looks = listing.looks()
+            if not looks:
+                break
+            answers = yield from ask([command for _, command in looks], is_write=False)
             listing.read_runs(
-                [self._of_one_key(*each) for each in zip(listing.unread, answers, strict=True)]
+                [self._of_one_key(id_, a) for (id_, _), a in zip(looks, answers, strict=True)]
             )
         yield from ask(listing.healing, is_write=True)
         return listing.found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -49,8 +50,9 @@ class Listing(ABC):
     """What a query has found so far.
 
     Runs have places, and are listed from the highest down. The score of an entry is never below
-    the place of its run, unless a write was lost. So a run may be listed when all entries above
-    its place have been read. Entries that are wrong or left over are put right.
+    the place of its run, unless a write was lost. So a run may be listed when the runs of all
+    entries above its place have been looked at. A run may be large, so that no more of them are
+    than it takes. Entries that are wrong or left over are put right.
 
     Args:
         shards: keys of the sorted sets.
@@ -58,7 +60,6 @@ class Listing(ABC):
         limit: how many runs are asked for.
 
     Attributes:
-        unread: ids of runs that entries name, whose records are to be read next.
         unreadable: runs whose records cannot be read.
         healing: the commands that put entries right. Nothing depends on their success.
     """
@@ -69,13 +70,15 @@ class Listing(ABC):
         self._shards = [_Shard(key, top, chunk) for key in shards]
         self._asked: list[_Shard] = []
         self._scores: dict[str, float] = {}
+        self._waiting: list[tuple[float, str]] = []
+        self._at_once = 0
+        self._looked_at: list[str] = []
         self._found: list[RunRecord] = []
-        self.unread: list[str] = []
         self.unreadable: list[UnreadableRun] = []
         self.healing: list[Args] = []
 
     @abstractmethod
-    def look(self, run_id: str) -> Args:
+    def _look(self, run_id: str) -> Args:
         """Return the command that reads what `_read` takes."""
 
     @abstractmethod
@@ -92,29 +95,48 @@ class Listing(ABC):
         """Return the score that the entry of a run should have."""
 
     def ranges(self) -> list[Args]:
-        """Return the commands that read on; none when enough has been read."""
-        wanted = self._limit + 1
-        enough = self._place(self._found[-1]) if len(self._found) >= wanted else -math.inf
-        self._asked = [s for s in self._shards if not s.is_exhausted and s.frontier >= enough]
+        """Return the commands that read entries; none when those to look at next are known."""
+        lowest = self._lowest()
+        self._asked = [s for s in self._shards if not s.is_exhausted and s.frontier >= lowest]
         return [shard.range() for shard in self._asked]
+
+    def _lowest(self) -> float:
+        """Return the lowest score of the entries whose runs are to be looked at next."""
+        missing = self._limit + 1 - len(self._found)
+        if missing <= 0:
+            return self._place(self._found[-1])
+        at_once = max(missing, self._at_once)
+        if len(self._waiting) < at_once:
+            return -math.inf
+        return -heapq.nsmallest(at_once, self._waiting)[-1][0]
 
     def read_ranges(self, answers: Sequence[Any]) -> None:
         """Take in the answers to `ranges`."""
-        self.unread = []
         for shard, answer in zip(self._asked, answers, strict=True):
             entries = _entries(answer)
             new = [entry for entry in entries if entry[0] not in self._scores]
             self._scores.update(new)
-            self.unread += [run_id for run_id, _ in new]
+            for run_id, score in new:
+                heapq.heappush(self._waiting, (-score, run_id))
             if len(entries) < shard.chunk:
                 shard.is_exhausted = True
             elif entries[-1][1] == shard.frontier:
                 shard.chunk *= 2  # more entries of one score than were asked for
             shard.frontier = entries[-1][1] if entries else -math.inf
 
+    def looks(self) -> list[tuple[str, Args]]:
+        """Return ids of runs, and the commands that read them; none when enough has been read."""
+        lowest = self._lowest()
+        self._looked_at = []
+        while self._waiting and -self._waiting[0][0] >= lowest:
+            self._looked_at.append(heapq.heappop(self._waiting)[1])
+        # Where few runs are asked for, or entries are wrong, there are more at once each time.
+        self._at_once = min(2 * max(self._at_once, len(self._looked_at)), _MAX_CHUNK)
+        return [(run_id, self._look(run_id)) for run_id in self._looked_at]
+
     def read_runs(self, answers: Sequence[Any]) -> None:
-        """Take in what the server said of the runs in `unread`, or why it did not."""
-        for run_id, answer in zip(self.unread, answers, strict=True):
+        """Take in what the server answered to `looks`, or why it did not."""
+        for run_id, answer in zip(self._looked_at, answers, strict=True):
             try:
                 run = self._read(run_id, self._scores[run_id], answer)
             except (RecordCorrupt, StoreUnusable) as exc:  # it hides no other run
@@ -122,7 +144,6 @@ class Listing(ABC):
                 continue
             if run is not None:
                 self._found.append(run)
-        self.unread = []
         self._found.sort(key=self._order)
         del self._found[self._limit + 1 :]
 
@@ -160,8 +181,7 @@ class RunListing(Listing):
             tops.append(index_score(self._query.updated_before) + _SLACK)
         return min(tops)
 
-    def look(self, run_id: str) -> Args:
-        """See `Listing.look`."""
+    def _look(self, run_id: str) -> Args:
         return (b"HMGET", self._keys.run(run_id), *_COLUMN_NAMES)
 
     def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:
@@ -208,8 +228,7 @@ class ClaimListing(Listing):
         shards = [keys.unfinished(i) for i in range(SHARDS)]
         super().__init__(shards, -self._after[0] if self._after else math.inf, query.limit)
 
-    def look(self, run_id: str) -> Args:
-        """See `Listing.look`."""
+    def _look(self, run_id: str) -> Args:
         return call(scripts.CLAIMABLE, (self._keys.run(run_id),), *self._pipelines)
 
     def _read(self, run_id: str, score: float, answer: Any) -> RunRecord | None:

@@ -297,7 +297,7 @@ class RunQuery(NamedTuple):
         pipeline: of this pipeline; None is any.
         tag: with this tag; None is any.
         updated_before: last changed before this many seconds since the epoch; None is any.
-        limit: how many at most.
+        limit: how many at most; 0 or less is none.
         cursor: `RunPage.cursor` of the page before, or "".
     """
 
@@ -340,7 +340,7 @@ class ClaimQuery(NamedTuple):
 
     Attributes:
         pipelines: of any of these; empty is any.
-        limit: how many at most.
+        limit: how many at most; 0 or less is none.
         cursor: `RunPage.cursor` of the page before, or "".
     """
 

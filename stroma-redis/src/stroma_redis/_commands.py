@@ -319,16 +319,16 @@ class Operations:
         """See `RecordStore.runs`."""
         listing = RunListing(self.keys, self._indexes, query)
         found = yield from self._read(listing, query.limit)
-        page = tuple(found[: query.limit])
-        cursor = cursor_after(page[-1]) if len(found) > query.limit else ""
+        page = tuple(found[: max(0, query.limit)])
+        cursor = cursor_after(page[-1]) if len(found) > len(page) else ""
         return RunPage(page, cursor, tuple(listing.unreadable))
 
     def claimable(self, query: ClaimQuery) -> Steps[RunPage]:
         """See `RecordStore.claimable`."""
         listing = ClaimListing(self.keys, self._indexes, query)
         found = yield from self._read(listing, query.limit)
-        page = tuple(found[: query.limit])
-        cursor = claim_cursor_after(page[-1]) if len(found) > query.limit else ""
+        page = tuple(found[: max(0, query.limit)])
+        cursor = claim_cursor_after(page[-1]) if len(found) > len(page) else ""
         return RunPage(page, cursor, tuple(listing.unreadable))
 
     def _read(self, listing: Listing, limit: int) -> Steps[list[RunRecord]]:

@@ -245,14 +245,14 @@ PROCESSES = (
         _one_file(
             (
                 (
-                    "            for run in free[: query.limit]:\n"
+                    "            for run in removed:\n"
                     "                del entries[run.run_id]\n"
-                    "            return len(free[: query.limit])\n"
+                    "            return len(removed)\n"
                 ),
                 (
-                    "        for run in free[: query.limit]:\n"
+                    "        for run in removed:\n"
                     "            self.delete(run.run_id)\n"
-                    "        return len(free[: query.limit])\n"
+                    "        return len(removed)\n"
                 ),
             )
         ),

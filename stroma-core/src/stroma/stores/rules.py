@@ -152,6 +152,7 @@ def page_of_rows(
         run_of: reads a row; raises `RecordCorrupt` if it cannot.
         place_of: returns the time that the rows are in the order of, and the id of the run.
     """
+    limit = max(0, limit)
     runs: list[RunRecord] = []
     unreadable: list[UnreadableRun] = []
     for row in rows[:limit]:

@@ -90,8 +90,9 @@ class ClaimableClauses:
         last = kit.store.claimable(ClaimQuery(limit=2))
         assert last.cursor == "", "a cursor leads to an empty page"
         assert kit.store.claimable(ClaimQuery(limit=1)).cursor != "", "no cursor, and there is more"
-        nothing = kit.store.claimable(ClaimQuery(limit=0))
-        assert (nothing.runs, nothing.cursor) == ((), "")
+        for limit in (0, -1, -5):
+            nothing = kit.store.claimable(ClaimQuery(limit=limit))
+            assert (nothing.runs, nothing.cursor) == ((), ""), f"a limit of {limit}"
 
     def test_claimable_pages_go_on_after_what_is_gone(self, kit: Kit) -> None:
         """A page goes on where the one before ended, if that run was claimed or deleted since."""

@@ -89,8 +89,9 @@ class ListingClauses:
             kit.store.open_run(request(run_id))
         assert kit.store.runs(RunQuery(limit=2)).cursor == "", "a cursor leads to an empty page"
         assert kit.store.runs(RunQuery(limit=1)).cursor != "", "no cursor, and there is more"
-        nothing = kit.store.runs(RunQuery(limit=0))
-        assert (nothing.runs, nothing.cursor) == ((), "")
+        for limit in (0, -1, -5):
+            nothing = kit.store.runs(RunQuery(limit=limit))
+            assert (nothing.runs, nothing.cursor) == ((), ""), f"a limit of {limit}"
 
     def test_a_listing_does_not_show_what_was_deleted(self, kit: Kit) -> None:
         """Deleted runs are not listed, and a page after one that was deleted goes on."""

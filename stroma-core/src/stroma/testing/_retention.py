@@ -62,7 +62,7 @@ class RetentionClauses:
         assert len(kit.store.runs(RunQuery(limit=500)).runs) == 15
         assert kit.store.purge(RunQuery(limit=120)) == 10
         assert sorted(ids_of(kit.store.runs())) == [f"owned{i}" for i in range(5)]
-        assert kit.store.purge(RunQuery(limit=0)) == 0
+        assert [kit.store.purge(RunQuery(limit=limit)) for limit in (0, -1, -5)] == [0, 0, 0]
 
     def test_only_what_a_query_finds_is_removed(self, kit: Kit) -> None:
         """`purge` keeps to the statuses, pipeline and tag of its query."""

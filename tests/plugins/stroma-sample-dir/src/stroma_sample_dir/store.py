@@ -182,7 +182,7 @@ class DirStore(SyncPlainMethods):
         """
         removed = 0
         for run in self._found(query, _Reading()):
-            if removed == query.limit:
+            if removed >= query.limit:
                 break
             removed += self._purge(run.run_id, query)
         return removed

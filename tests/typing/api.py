@@ -53,6 +53,9 @@ from stroma import (
     report_usage,
     stroma_node,
 )
+from stroma_postgres import PostgresStore
+from stroma_redis import RedisStore, SyncRedisStore
+from stroma_s3 import S3Store
 
 
 class Document(BaseModel):
@@ -311,6 +314,14 @@ async def stores() -> None:
     lasting = stroma.SQLiteStore("runs.db")
     await lasting.save("run-1", "node-1", Summary(summary="x"))
     assert_type(await lasting.load_typed("run-1", "node-1", Summary), Summary | None)
+
+
+async def stores_on_servers() -> None:
+    shared = (RedisStore("redis://localhost"), PostgresStore("postgresql://localhost"))
+    for store in (*shared, S3Store(bucket="runs")):
+        await store.save("run-1", "node-1", Summary(summary="x"))
+        assert_type(await store.load_typed("run-1", "node-1", Summary), Summary | None)
+    SyncRedisStore().save("run-1", "node-1", Summary(summary="x"))
 
 
 # -- workers ---------------------------------------------------------------------------------

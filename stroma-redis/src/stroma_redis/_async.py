@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import TypeVar, Unpack
 
@@ -155,13 +155,13 @@ class RedisStore(AsyncPlainMethods):
         """Return a run without claiming it; see `RecordStore.inspect`."""
         return await self._run(self._operations.inspect(run_id))
 
-    def commit_many(self, commits: Sequence[Commit]) -> Awaitable[list[StoreError | None]]:
+    async def commit_many(self, commits: Sequence[Commit]) -> list[StoreError | None]:
         """Write several commits; see `RecordStore.commit_many`.
 
         A commit that comes alone is sent at once, in the task of its caller; what comes meanwhile
         leaves together. Commits end even when their caller is cancelled.
         """
-        return self._lines.get().batcher.commit_many(commits)
+        return await self._lines.get().batcher.commit_many(commits)
 
     async def _commit_alone(self, line: Line, commit: Commit) -> StoreError | None:
         lone = self._operations.lone_record(commit)

@@ -121,6 +121,7 @@ async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = N
     else:
         task = loop.create_task(run())
         task.add_done_callback(end.tell)  # cancelled before it began, it says nothing itself
+        task.add_done_callback(lambda _: work.close())  # nor does it look at its work
     return await _result_at(end, task)
 
 

@@ -480,6 +480,25 @@ async def test_what_must_not_be_cut_has_begun_when_its_caller_waits() -> None:
     assert happened == ["began", "a turn of the loop"]
 
 
+async def test_a_loop_that_makes_its_own_tasks_makes_those_that_must_not_be_cut() -> None:
+    """As one that traces tasks, or looks after them, does."""
+    made: list[object] = []
+
+    def factory(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        made.append(work)
+        return asyncio.Task(work, loop=loop, **options)
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(factory)
+    try:
+        assert await uncut(asyncio.sleep(0, "done")) == "done"
+    finally:
+        loop.set_task_factory(None)
+    assert len(made) == 1
+
+
 async def test_what_must_not_be_cut_and_is_cancelled_by_others_before_it_began() -> None:
     """As a loop that ends cancels all of its tasks."""
     waiting = asyncio.create_task(uncut(asyncio.sleep(60)))

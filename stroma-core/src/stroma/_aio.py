@@ -105,7 +105,7 @@ async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = N
     """Run a coroutine to its end even while being cancelled: `finish` in a task of its own.
 
     From Python 3.12 on, it goes as far as it can before this waits: what it sends is under way
-    at once.
+    at once. Not so in a loop that makes tasks in a way of its own, which is kept.
     """
     loop = asyncio.get_running_loop()
     end: UncutFuture[None] = UncutFuture(grace_seconds, loop=loop)
@@ -116,7 +116,7 @@ async def uncut(work: Coroutine[Any, Any, T], *, grace_seconds: float | None = N
         finally:
             end.tell()  # a callback of the task would take another turn of the loop
 
-    if sys.version_info >= (3, 12):
+    if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
         task = asyncio.Task(run(), loop=loop, eager_start=True)
     else:
         task = loop.create_task(run())

@@ -24,7 +24,7 @@ from stroma.errors import (
     StoreUnusable,
 )
 from stroma.records import RunQuery, RunStatus, RunUpdate
-from stroma.stores import _sqlite_session
+from stroma.stores import _sqlite_file, _sqlite_session
 from stroma.stores.sqlite import SQLiteStore
 from tests.core.stores.support import Note, commit, in_child, record, request
 
@@ -136,6 +136,19 @@ class TestForeignFiles:
         await sqlite.aclose()
         execute(database, "PRAGMA user_version = 99")
         assert "format 99" in await refusal(database)
+
+    async def test_a_store_that_another_process_makes_longer_just_now(
+        self, database: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is looked at without a lock, and its header may be ahead of the rest for a moment."""
+        await sqlite.open_run(request())
+        await sqlite.aclose()
+        whole = database.read_bytes()
+        database.write_bytes(whole[:4096])
+        monkeypatch.setattr(_sqlite_file.time, "sleep", lambda _: database.write_bytes(whole))
+        store = SQLiteStore(database)
+        assert await store.inspect("run") is not None
+        await store.aclose()
 
     async def test_a_damaged_store(self, database: Path, sqlite: SQLiteStore) -> None:
         for i in range(50):

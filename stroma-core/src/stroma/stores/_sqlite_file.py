@@ -22,6 +22,7 @@ from stroma.stores._sqlite_schema import (
 
 _LOG_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _RETRY_SECONDS: Final = 0.005
+_TORN_TRIES: Final = 40
 
 
 def database_path(path: str | os.PathLike[str]) -> Path:
@@ -87,11 +88,19 @@ def _check_header(path: Path) -> None:
     moment, since the tables are made before the log is switched on. (Reading the file without
     SQLite would not do: closing it would end the locks of other connections in this process.)
     """
-    if not path.exists() or path.stat().st_size == 0:
-        return
     uri = f"{path.as_uri()}?mode=ro&immutable=1"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-        _is_store_now(connection, path)
+    for tries_left in reversed(range(_TORN_TRIES)):
+        if not path.exists() or path.stat().st_size == 0:
+            return
+        try:
+            with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+                _is_store_now(connection, path)
+            return
+        except sqlite3.DatabaseError as exc:
+            # Without a lock, a file that another process makes longer just now looks damaged.
+            if not tries_left or error_code(exc) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
 def _is_store_now(connection: sqlite3.Connection, path: Path) -> bool:

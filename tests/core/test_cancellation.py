@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from stroma import (
+    OutcomeUnknown,
     RunStatus,
     SQLiteStore,
     StoreUnavailable,
@@ -556,6 +557,94 @@ async def test_a_claim_that_lands_after_the_cancellation_is_given_back(calls: Ca
     record = await stored_run(store.inner, "r")
     assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
     assert calls["a"] == 0
+
+
+def test_a_loop_that_ends_during_a_claim_gives_it_back(calls: Calls) -> None:
+    """It cuts the claim, and nobody knows whether that has landed."""
+    store = FaultyStore()
+    claim = store.open_run
+
+    async def main() -> None:
+        landed = asyncio.Event()
+
+        async def cut(*args: Any) -> Any:
+            await claim(*args)
+            landed.set()
+            await asyncio.Event().wait()
+
+        store.open_run = cut  # type: ignore[method-assign]
+        run = asyncio.create_task(make_runner(store).run([calls.node("a")], Number(), run_id="r"))
+        await landed.wait()
+        assert not run.done()
+
+    asyncio.run(main())
+    record = asyncio.run(stored_run(store.inner, "r"))
+    assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
+    assert calls["a"] == 0
+
+
+async def test_a_claim_whose_answer_is_lost_during_a_cancellation_is_given_back(
+    calls: Calls,
+) -> None:
+    store, landed, is_cancelled = FaultyStore(), asyncio.Event(), asyncio.Event()
+    claim = store.open_run
+
+    async def lost(*args: Any) -> Any:
+        await claim(*args)
+        landed.set()
+        await is_cancelled.wait()
+        raise OutcomeUnknown("the server said nothing")
+
+    store.open_run = lost  # type: ignore[method-assign]
+    run = asyncio.create_task(make_runner(store).run([calls.node("a")], Number(), run_id="r"))
+    await landed.wait()
+    run.cancel()
+    await asyncio.sleep(0)
+    is_cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    record = await stored_run(store.inner, "r")
+    assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
+
+
+@pytest.mark.parametrize("ends_with", ["a claim", "a failure"])
+async def test_a_claim_that_ends_after_the_grace(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ends_with: str
+) -> None:
+    """Its caller has gone: the run is given back, and no failure is reported as lost."""
+    monkeypatch.setattr(opening, "SAVE_GRACE_SECONDS", 0.01)
+    store, sent, lands, ended = FaultyStore(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    claim, commit_many = store.open_run, store.commit_many
+
+    async def late(*args: Any) -> Any:
+        sent.set()
+        await lands.wait()
+        if ends_with == "a failure":
+            ended.set()
+            raise StoreUnavailable("the server has gone")
+        return await claim(*args)
+
+    async def noted(*args: Any) -> Any:
+        outcomes = await commit_many(*args)
+        if outcomes == [None]:
+            ended.set()
+        return outcomes
+
+    store.open_run, store.commit_many = late, noted  # type: ignore[method-assign]
+    run = asyncio.create_task(make_runner(store).run([calls.node("a")], Number(), run_id="r"))
+    await sent.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    lands.set()
+    async with asyncio.timeout(10):
+        await ended.wait()
+    await _steps(5)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+    if ends_with == "a claim":
+        record = await stored_run(store.inner, "r")
+        assert (record.status, record.owner) == (RunStatus.CANCELLED, "")
 
 
 @pytest.mark.parametrize("operation", ["open_run", "commit_many", "commit_many of an attempt"])

@@ -129,10 +129,15 @@ async def _result_at(end: UncutFuture[None], work: asyncio.Future[T]) -> T:
     try:
         await end
     except asyncio.CancelledError:
-        if work.done() and not work.cancelled():
-            work.exception()  # retrieved, so that the loop does not report it as lost
+        work.add_done_callback(_retrieve)
         raise
     return work.result()
+
+
+def _retrieve(work: asyncio.Future[Any]) -> None:
+    """Look at an exception that nobody waits for, so that the loop does not report it as lost."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def uncut_within(work: Coroutine[Any, Any, T], seconds: float) -> T:

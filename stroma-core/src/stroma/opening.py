@@ -160,6 +160,8 @@ async def claim_run(
 ) -> OpenedRun | None:
     """Claim a run; while being cancelled, too, and then it is given back.
 
+    Also where nobody knows whether the claim has landed, as when a loop ends and cuts it.
+
     Args:
         manager: the store.
         claim: the claim.
@@ -174,22 +176,22 @@ async def claim_run(
     request = OpenRequest(claim.run_id, claim.token, describe_worker(), claim.lease_ms, new, reopen)
     if manager.is_in_memory:
         return await _call_open(manager.store, request)
-    opened: OpenedRun | None = None
+    opened: OpenedRun | None = OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING))  # perhaps
+    given_up: asyncio.CancelledError | None = None
 
-    async def claim_it() -> None:
+    async def claim_it() -> OpenedRun | None:
         nonlocal opened
         opened = await _call_open(manager.store, request)
+        if given_up is not None:  # the grace is over, and it has landed all the same
+            await give_back(manager, claim, opened, given_up, is_ours=is_ours)
+        return opened
 
     try:
-        await uncut(claim_it(), grace_seconds=SAVE_GRACE_SECONDS)
-    except asyncio.CancelledError as exc:
+        return await uncut(claim_it(), grace_seconds=SAVE_GRACE_SECONDS)
+    except (asyncio.CancelledError, OutcomeUnknown) as exc:
+        given_up = exc if isinstance(exc, asyncio.CancelledError) else None
         await give_back(manager, claim, opened, exc, is_ours=is_ours)
         raise
-    except OutcomeUnknown as exc:
-        unknown = OpenedRun(RunRecord(claim.run_id, RunStatus.RUNNING))
-        await give_back(manager, claim, unknown, exc, is_ours=is_ours)
-        raise
-    return opened
 
 
 async def _call_open(store: object, request: OpenRequest) -> OpenedRun | None:

@@ -25,7 +25,8 @@ DAMAGE: dict[str, Any] = {
     "updated_at": (b"updated_at", b"xx"),
     "format": (b"format", b"99"),
 }
-KINDS = [*DAMAGE, "another type"]
+LOST = {f"no {column}": column for column in ("tags", "epochs", "spend", "active_ms")}
+KINDS = [*DAMAGE, *LOST, "another type"]
 
 
 async def fill(store: RedisStore, client: redis.Redis, prefix: str, kind: str) -> None:
@@ -37,6 +38,8 @@ async def fill(store: RedisStore, client: redis.Redis, prefix: str, kind: str) -
         key = Keys(prefix).run(run_id)
         if kind in DAMAGE:
             client.hset(key, items=list(DAMAGE[kind]))
+        elif kind in LOST:
+            assert client.hdel(key, LOST[kind]) == 1
         else:
             client.set(key, "another program's")
 

@@ -17,7 +17,6 @@ from stroma.record_codec import (
     usage_to_row,
 )
 from stroma.records import (
-    FIRST_EPOCH,
     CheckpointRecord,
     Epoch,
     RecordHeader,
@@ -32,7 +31,6 @@ from stroma_redis._scripts import FORMAT
 
 Values: TypeAlias = Sequence[bytes | None]
 
-_FORMAT: Final = b"%d" % FORMAT
 _NO_USAGE: Final = json.dumps(usage_to_row(NO_USAGE)).encode()
 
 
@@ -45,28 +43,26 @@ def text(value: str) -> bytes:
 def new_columns(run: RunRecord) -> list[bytes]:
     """Return names and values of what a new run is created with, besides what `OPEN` sets.
 
-    What most runs begin with is left out: what is not there is read as that.
+    Texts that are empty are left out: what is not there is read as that.
     """
-    columns = [b"format", _FORMAT, b"input_payload", run.input_payload, b"plan", run.plan]
+    columns = {
+        b"format": b"%d" % FORMAT,
+        b"pipeline": text(run.pipeline),
+        b"tags": json.dumps(run.tags).encode() if run.tags else b"[]",
+        b"epochs": _epochs(run.epochs),
+        b"input_payload": run.input_payload,
+        b"input_fingerprint": text(run.input_fingerprint),
+        b"plan": run.plan,
+        b"spend": _usage(run.spend),
+        b"active_ms": repr(run.active_ms).encode(),
+    }
     texts = (
         (b"stop_reason", run.stop_reason),
-        (b"pipeline", run.pipeline),
         (b"version", run.version),
-        (b"input_fingerprint", run.input_fingerprint),
         (b"trace_parent", run.trace_parent),
     )
-    for name, value in texts:
-        if value:
-            columns += (name, text(value))
-    if run.tags:
-        columns += (b"tags", json.dumps(run.tags).encode())
-    if run.epochs is not FIRST_EPOCH:
-        columns += (b"epochs", _epochs(run.epochs))
-    if run.spend is not NO_USAGE:
-        columns += (b"spend", _usage(run.spend))
-    if run.active_ms:
-        columns += (b"active_ms", repr(run.active_ms).encode())
-    return columns
+    columns |= {name: text(value) for name, value in texts if value}
+    return [part for column in columns.items() for part in column]
 
 
 def changed_columns(update: RunUpdate) -> list[bytes]:
@@ -129,16 +125,16 @@ def _run(run_id: str, columns: Sequence[bytes]) -> RunRecord:
         reason.decode(),
         pipeline.decode(),
         version.decode(),
-        tuple(map(str, json.loads(tags))) if tags else (),
+        tuple(map(str, json.loads(tags))),
         owner.decode(),
         holder.decode(),
         float(lease),
-        epochs_from_text(epochs.decode()) if epochs else FIRST_EPOCH,
+        epochs_from_text(epochs.decode()),
         payload,
         fingerprint.decode(),
         plan,
-        usage_from_row(json.loads(spend)) if spend else NO_USAGE,
-        float(active_ms or 0),
+        usage_from_row(json.loads(spend)),
+        float(active_ms),
         trace_parent.decode(),
         float(created_at),
         float(updated_at),

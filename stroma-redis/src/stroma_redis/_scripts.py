@@ -305,7 +305,7 @@ local run = redis.call('HMGET', KEYS[1], 'status', 'owner', 'lease_expires_at', 
 if not UNFINISHED[run[1]] then return false end
 local is_asked_for = #ARGV == 0
 for _, pipeline in ipairs(ARGV) do
-  if pipeline == (run[5] or '') then is_asked_for = true end
+  if pipeline == run[5] then is_asked_for = true end
 end
 if not is_asked_for then return run[4] end
 local ends = tonumber(run[3])  -- nil of a damaged one, which the caller tells

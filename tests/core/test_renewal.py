@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -447,3 +450,48 @@ def test_a_forked_process_renews_its_own_runs() -> None:
 
     assert run() == "COMPLETED"
     assert in_child(run).read() == "COMPLETED"
+
+
+_A_STORE_THAT_LOOKS_UP_NAMES = """
+import asyncio, sys
+
+import stroma
+from pydantic import BaseModel
+
+
+class Number(BaseModel):
+    value: int = 0
+
+
+class Store(stroma.SQLiteStore):
+    renewals = 0
+
+    async def renew(self, claims, lease_ms):
+        await asyncio.get_running_loop().run_in_executor(None, int)
+        Store.renewals += 1
+        return await super().renew(claims, lease_ms)
+
+
+@stroma.node
+async def slow(state: Number) -> Number:
+    while not Store.renewals:
+        await asyncio.sleep(0.01)
+    return state
+
+
+async def main() -> None:
+    async with stroma.StromaRunner.quick(store=Store(sys.argv[1]), lease_seconds=0.3) as runner:
+        print((await runner.run([slow], Number())).status)
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_ends_soon_after_a_renewal_says_nothing_of_it(tmp_path: Path) -> None:
+    """The renewals of a store whose server has a name have used threads, which are to be ended."""
+    program = tmp_path / "program.py"
+    program.write_text(_A_STORE_THAT_LOOKS_UP_NAMES)
+    command = [sys.executable, str(program), str(tmp_path / "runs.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("COMPLETED\n", "", 0)

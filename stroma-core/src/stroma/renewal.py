@@ -154,8 +154,14 @@ class Renewer:
     # What follows runs in the thread.
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner = asyncio.Runner(loop_factory=lambda: loop)
+        try:
             runner.run(self._renew_while_there_are_any())
+        finally:
+            # To end the threads that have looked up names of hosts, it starts one more, which it
+            # cannot at the end of the process. Then it closes the loop all the same.
+            with contextlib.suppress(RuntimeError):
+                runner.close()
 
     async def _renew_while_there_are_any(self) -> None:
         under_way: dict[tuple[int, int], asyncio.Task[None]] = {}

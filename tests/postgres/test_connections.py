@@ -220,11 +220,13 @@ class TestCancellation:
 
     def test_a_loop_that_ends_while_connecting(self, older: Server, schema: str) -> None:
         complaints: list[str] = []
+        stores: list[PostgresStore] = []
 
         async def end_after(seconds: float) -> None:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
             store = PostgresStore(older.dsn, schema=schema)
+            stores.append(store)  # see below
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(store.inspect("run"), seconds)
 
@@ -239,11 +241,13 @@ class TestCancellation:
     ) -> None:
         """The driver connects once more, to have the statement cancelled at the server."""
         complaints: list[str] = []
+        stores: list[PostgresStore] = []
 
         async def end_after(turns_before: int, turns_after: int) -> None:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
             store = PostgresStore(server.dsn, schema=schema)
+            stores.append(store)  # the garbage collector must not close it while the loop ends
             if is_set_up:
                 await store.inspect("run")
             task = asyncio.create_task(store.inspect("run"))

@@ -39,7 +39,10 @@ def pgbouncer(older: Server) -> Iterator[Server]:
     """A PgBouncer in transaction mode before the older PostgreSQL."""
     process = local_pgbouncer(older)
     yield older.at("127.0.0.1", process.port)
-    process.remove()
+    try:
+        process.check()
+    finally:
+        process.remove()
 
 
 @pytest.fixture(scope="session", params=["older", "newest", "pgbouncer"])

@@ -13,7 +13,7 @@ import warnings
 import asyncpg
 import pytest
 
-from stroma.errors import StoreUnavailable, StoreUnusable
+from stroma.errors import OutcomeUnknown, StoreUnavailable, StoreUnusable
 from stroma.records import RunQuery
 from stroma.testing import TcpProxy
 from stroma_postgres import PostgresStore
@@ -260,6 +260,39 @@ class TestCancellation:
                 asyncio.run(end_after(before, after))
         gc.collect()
         assert complaints == []
+
+    @pytest.mark.parametrize("is_timed_out", [False, True])
+    async def test_a_server_is_asked_to_cancel_and_a_pooler_is_not(
+        self, server: Server, pgbouncer: Server, admin: Admin, schema: str, is_timed_out: bool
+    ) -> None:
+        """PgBouncer 1.18 exits when whoever asks it is gone before the answer."""
+        observer = await asyncpg.connect(server.dsn, statement_cache_size=0)
+        limit = 0.5 if is_timed_out else 30.0
+        with TcpProxy(server.host, server.port) as proxy:
+            dsn = server.at(proxy.host, proxy.port).dsn
+            store = PostgresStore(
+                dsn, schema=schema, max_connections=1, command_timeout_seconds=limit
+            )
+            await store.open_run(request())
+            connections = proxy.accepted
+            async with admin.transaction():
+                await lock_runs(admin, store)
+                opening = asyncio.create_task(store.open_run(request()))
+                await until(lambda: waits_for_a_lock(observer, schema))
+                if not is_timed_out:
+                    opening.cancel()
+                await asyncio.wait((opening,))
+                await until(lambda: pool_of(store).size == 0)
+                if server == pgbouncer:
+                    assert proxy.accepted == connections
+                else:
+                    assert proxy.accepted == connections + 1
+                    assert not await waits_for_a_lock(observer, schema)
+            if is_timed_out:
+                assert isinstance(opening.exception(), OutcomeUnknown)
+            assert await store.inspect("run") is not None
+            await store.aclose()
+        await observer.close()
 
     async def test_what_came_while_the_loop_stood_still_is_heard(self, older: Server) -> None:
         """No time is left, and the server has answered: the driver is not cut before it knows."""
@@ -526,6 +559,17 @@ class TestErrors:
         assert store.capabilities.durability.value == durability
         await store.aclose()
         process.remove()
+
+
+async def waits_for_a_lock(admin: Admin, schema: str) -> bool:
+    """Say whether a statement on the tables of a schema waits for somebody's lock."""
+    return bool(
+        await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND query LIKE '%' || $1 || '%'",
+            schema,
+        )
+    )
 
 
 async def lock_runs(admin: Admin, store: PostgresStore) -> None:

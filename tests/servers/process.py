@@ -153,11 +153,19 @@ class ServerProcess:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                text = self.log.read_text(errors="replace")[-4000:]
+                text = self._last_words()
                 self.kill()
                 raise RuntimeError(f"the server did not start:\n{text}")
             time.sleep(0.01)
         return self
+
+    def _last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def check(self) -> None:
+        """Say so if the server has ended by itself, with the last that it printed."""
+        if self._process is not None and (status := self._process.poll()) is not None:
+            raise RuntimeError(f"the server exited with status {status}:\n{self._last_words()}")
 
     def stop(self) -> None:
         """End the server in the orderly way; its data stay."""

@@ -61,6 +61,7 @@ class Client:
         self._is_set_up = False
         self._is_closed = False
         self._statement_cache_size = options.statement_cache_size
+        self._is_direct = False
         self._lenders: PerLoop[Connections] = PerLoop(
             self._make_lender, Connections.aclose, Connections.abandon
         )
@@ -172,7 +173,7 @@ class Client:
         size = self._statement_cache_size or 0
         connection = await self._connect_with(size)
         try:
-            await connection.make_ready(self._hot if size else ())
+            await connection.make_ready(self._hot if size else (), is_direct=self._is_direct)
         except BaseException:
             connection.terminate()
             raise
@@ -225,6 +226,7 @@ class Client:
         found = await look(connection, self.sql, self._options.command_timeout_seconds)
         await migrate(connection, self.sql, self._names, may_change=self._options.migrate)
         self.durability = found.durability
+        self._is_direct = not found.has_pooler
         if self._statement_cache_size is None:
             self._statement_cache_size = 0 if found.has_pooler else _DEFAULT_STATEMENT_CACHE
 

@@ -45,13 +45,21 @@ class OwnConnection(BaseConnection):
     """A connection that has the commonest statements prepared before its first use.
 
     The driver would prepare them when they are first sent, by a round trip of a run's own.
+
+    Attributes:
+        is_direct: no pooler stands in between, as far as is known.
     """
 
-    __slots__ = ("_ready",)
+    __slots__ = ("_ready", "is_direct")
     _ready: dict[str, PreparedStatement[asyncpg.Record]]
 
-    async def make_ready(self, statements: Sequence[str]) -> None:
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.is_direct = False
+
+    async def make_ready(self, statements: Sequence[str], *, is_direct: bool) -> None:
         """Prepare statements, to be sent by `fetch_ready`; one that cannot be says so then."""
+        self.is_direct = is_direct
         self._ready = {}
         with contextlib.suppress(asyncpg.PostgresError):
             for statement in statements:
@@ -69,9 +77,24 @@ class OwnConnection(BaseConnection):
 
         The driver does so by a connection of its own, which it opens in a task that the end of a
         loop cuts: see `Openings`. Here closing waits for that task, and the loop for closing.
+
+        A pooler is not asked: the connection is dropped, and the statement ends by itself.
+        PgBouncer before 1.18 may cancel a statement of somebody else's, and PgBouncer 1.18 to
+        1.20 may exit, as 1.18 does when whoever asked is gone before the answer:
+        https://github.com/pgbouncer/pgbouncer/pull/717, /pull/846, /pull/927, /pull/928
         """
         driver: Any = self  # what it keeps to itself is not in its stubs
-        driver._cancellations.add(uncut_task(driver._cancel(*waiters)))
+        if self.is_direct:
+            driver._cancellations.add(uncut_task(driver._cancel(*waiters)))
+        else:
+            # Not at once: the driver is in the middle of its own work.
+            driver._loop.call_soon(self._drop, waiters)
+
+    def _drop(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+        self.terminate()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Lender(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import asyncpg
@@ -105,11 +106,20 @@ async def migrate(
     if not may_change:
         raise StoreUnusable(_missing(names, version))
     # All of it happens or nothing does, and the lock is held to the end.
-    async with connection.transaction():
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
         await connection.execute(lock(names))
         version = await _check_version(connection, sql, names)
         if version < VERSION:  # nobody else did it meanwhile, whose store is at work by now
             await connection.execute(steps(names, version))
+    except BaseException:
+        # On a connection that is gone, this fails, too: that must not hide a cancellation, as the
+        # driver's context manager would.
+        with contextlib.suppress(Exception):
+            await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 async def _check_version(connection: Connection, sql: Statements, names: Names) -> int:

@@ -13,8 +13,8 @@ import warnings
 import asyncpg
 import pytest
 
-from stroma.errors import OutcomeUnknown, StoreUnavailable, StoreUnusable
-from stroma.records import RunQuery
+from stroma.errors import ConfigError, OutcomeUnknown, StoreUnavailable, StoreUnusable
+from stroma.records import ClaimQuery, RunQuery
 from stroma.testing import TcpProxy
 from stroma_postgres import PostgresStore
 from stroma_postgres._opening import Openings
@@ -503,6 +503,14 @@ class TestErrors:
         assert "s3cret" not in f"{refused.value!r} {refused.value.__cause__!r}"
         assert "app:***@127.0.0.1:1" in str(refused.value)
         assert isinstance(refused.value.__cause__, ConnectionRefusedError)
+
+    async def test_what_is_no_cursor_is_refused_before_anything_is_sent(self) -> None:
+        store = PostgresStore("postgresql://127.0.0.1:1/app")
+        for limit in (0, 10):
+            with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+                await store.runs(RunQuery(limit=limit, cursor="[1,2]"))
+            with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+                await store.claimable(ClaimQuery(limit=limit, cursor="[1,2]"))
 
     async def test_a_database_that_is_not_there(self, older: Server) -> None:
         store = PostgresStore(older._replace(database="none").dsn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stroma.errors import RecordCorrupt
-from stroma.records import RunQuery, RunStatus
+from stroma.records import ClaimQuery, RunQuery, RunStatus
 from stroma_postgres import PostgresStore
 from tests.core.stores.support import request
 from tests.postgres.conftest import Admin
@@ -68,3 +68,28 @@ async def test_a_damaged_run_is_not_purged_as_somebody_may_own_it(damaged: Postg
 async def test_a_claim_of_a_damaged_run_is_refused(damaged: PostgresStore) -> None:
     with pytest.raises(RecordCorrupt, match="run 'r1': its row cannot be read"):
         await damaged.open_run(request("r1"))
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "-Infinity"])
+async def test_pages_go_on_after_a_damaged_time(
+    time: str, store: PostgresStore, admin: Admin, schema: str
+) -> None:
+    await fill(store)
+    change = f"updated_at = '{time}', created_at = '{time}' WHERE run_id = 'r1'"
+    await admin.execute(f'UPDATE "{schema}".stroma_runs SET {change}')
+    for limit in (1, 2, 3, 10):
+        runs, claimable = RunQuery(limit=limit), ClaimQuery(limit=limit)
+        listed = claimed = 0
+        while listed < 10:
+            page = await store.runs(runs)
+            listed += len(page.runs)
+            if not page.cursor:
+                break
+            runs = runs._replace(cursor=page.cursor)
+        while claimed < 10:
+            page = await store.claimable(claimable)
+            claimed += len(page.runs)
+            if not page.cursor:
+                break
+            claimable = claimable._replace(cursor=page.cursor)
+        assert (listed, claimed) == (5, 5)

@@ -375,6 +375,14 @@ class TestTroubles:
             assert isinstance(outcome, StoreUnavailable)
             assert "'run'" in str(outcome)
 
+    async def test_what_is_no_cursor_is_refused_before_anything_is_sent(self) -> None:
+        async with opened("redis://127.0.0.1:1") as store:
+            for limit in (0, 10):
+                with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+                    await store.runs(RunQuery(limit=limit, cursor="[1,2]"))
+                with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+                    await store.claimable(ClaimQuery(limit=limit, cursor="[1,2]"))
+
     async def test_a_restart_in_between(self, own: ServerProcess) -> None:
         """Connections that died while idle are replaced before anything is sent."""
         async with opened(f"redis://127.0.0.1:{own.port}") as store:

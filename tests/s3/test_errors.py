@@ -9,13 +9,14 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
 from stroma.errors import (
+    ConfigError,
     OutcomeUnknown,
     RecordTooLarge,
     StoreError,
     StoreUnavailable,
     StoreUnusable,
 )
-from stroma.records import RunQuery
+from stroma.records import ClaimQuery, RunQuery
 from stroma.testing import TcpProxy
 from stroma_s3 import S3Store, _client
 from stroma_s3._clock import ServerClock, seconds_of
@@ -41,6 +42,16 @@ async def test_a_server_that_is_not_there(server: S3Server) -> None:
     assert isinstance(refused.value.__cause__, EndpointConnectionError)
     outcome = await store.commit_many([commit(record())])
     assert isinstance(outcome[0], StoreUnavailable)
+    await store.aclose()
+
+
+async def test_what_is_no_cursor_is_refused_before_anything_is_sent(server: S3Server) -> None:
+    store = S3Store("bucket", **server.options(endpoint_url=f"http://127.0.0.1:{free_port()}"))
+    for limit in (0, 10):
+        with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+            await store.runs(RunQuery(limit=limit, cursor="[1,2]"))
+        with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
+            await store.claimable(ClaimQuery(limit=limit, cursor="[1,2]"))
     await store.aclose()
 
 

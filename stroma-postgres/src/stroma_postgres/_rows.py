@@ -22,6 +22,7 @@ from stroma.records import (
     epochs_from_text,
     epochs_to_text,
 )
+from stroma.stores.rules import listed_time, queued_time
 from stroma_postgres._columns import RECORD, RUN
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ def run_of(row: Sequence[Any]) -> RunRecord:
 
 def place_of(row: Sequence[Any]) -> tuple[float, str]:
     """Return when the run of such a row was created, and its id."""
-    return row[20], row[0]
+    return queued_time(row[20]), row[0]
 
 
 def updated_place_of(row: Sequence[Any]) -> tuple[float, str]:
     """Return when the run of such a row was updated, and its id."""
-    return row[21], row[0]
+    return listed_time(row[21]), row[0]
 
 
 def open_arguments(request: OpenRequest) -> Row:

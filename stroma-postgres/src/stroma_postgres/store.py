@@ -275,9 +275,9 @@ class PostgresStore(AsyncPlainMethods):
 
     async def runs(self, query: RunQuery) -> RunPage:
         """List runs, the last updated first; equal times by run id."""
+        statement, arguments = listing(self._sql.list_runs, query)
         if query.limit < 1:
             return RunPage(())
-        statement, arguments = listing(self._sql.list_runs, query)
         rows = await self._read("listing of runs", statement, arguments)
         return page_of_rows([row[:] for row in rows], query.limit, run_of, updated_place_of)
 

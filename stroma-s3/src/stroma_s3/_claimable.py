@@ -60,11 +60,7 @@ class ClaimableRuns:
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     def page(self, query: ClaimQuery) -> RunPage:
-        """List runs that may be claimed; see `RecordStore.claimable`.
-
-        Raises:
-            ConfigError: the query's cursor is none.
-        """
+        """List runs that may be claimed; see `RecordStore.claimable`."""
         after = cursor_position(query.cursor) if query.cursor else (0.0, "")
         limit = max(0, query.limit)
         page: list[RunRecord] = []

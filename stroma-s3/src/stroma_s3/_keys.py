@@ -85,7 +85,8 @@ def time_part(seconds: float) -> str:
 
     Times that differ by less than a microsecond may give the same.
     """
-    return f"{min(max(round(seconds * 1e6), 0), 10**TIME_DIGITS - 1):0{TIME_DIGITS}d}"
+    micros = min(max(seconds * 1e6, 0.0), 10.0**TIME_DIGITS)
+    return f"{min(round(micros), 10**TIME_DIGITS - 1):0{TIME_DIGITS}d}"
 
 
 def part_of(id_: str) -> str:

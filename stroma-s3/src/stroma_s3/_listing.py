@@ -71,11 +71,7 @@ class Listing:
         self._removal = removal
 
     def runs(self, query: RunQuery) -> RunPage:
-        """List runs; see `RecordStore.runs`.
-
-        Raises:
-            ConfigError: the query's cursor is none.
-        """
+        """List runs; see `RecordStore.runs`."""
         limit = max(0, query.limit)
         page: list[RunRecord] = []
         unreadable: dict[str, UnreadableRun] = {}

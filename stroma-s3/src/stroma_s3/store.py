@@ -26,6 +26,7 @@ from stroma.records import (
     unique_id,
 )
 from stroma.schemas import describe
+from stroma.stores.rules import cursor_position
 from stroma_s3._documents import encode_plain
 from stroma_s3._keys import Keys, checked_prefix
 from stroma_s3._options import S3Options
@@ -187,6 +188,7 @@ class S3Store(AsyncPlainMethods):
         It takes one request for every thousand objects that the store has, and two or three for
         each run that is looked at. Times of different machines differ by up to half a second.
         """
+        _check_cursor(query)
         return await self._do(lambda services: services.listing.runs(query))
 
     async def claimable(self, query: ClaimQuery) -> RunPage:
@@ -195,6 +197,7 @@ class S3Store(AsyncPlainMethods):
         It takes one request for every thousand runs that are PENDING or RUNNING, and three or
         four for each run that is looked at, however many others there are.
         """
+        _check_cursor(query)
         return await self._do(lambda services: services.claimable.page(query))
 
     async def delete(self, run_id: str) -> None:
@@ -212,6 +215,7 @@ class S3Store(AsyncPlainMethods):
         Returns:
             How many were removed.
         """
+        _check_cursor(query)
         return await self._do(lambda services: services.listing.purge(query))
 
     async def health(self) -> None:
@@ -234,6 +238,16 @@ class S3Store(AsyncPlainMethods):
 
     async def _do(self, work: Callable[[Services], T]) -> T:
         return await asyncio.wrap_future(self._here().submit(work))
+
+
+def _check_cursor(query: RunQuery | ClaimQuery) -> None:
+    """Refuse a cursor that is none before anything is sent.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if query.cursor:
+        cursor_position(query.cursor)
 
 
 def _check_client(client: object) -> None:

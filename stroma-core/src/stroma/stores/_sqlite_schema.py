@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from typing import Any, Final
 
 from stroma.errors import RecordCorrupt
@@ -18,6 +17,7 @@ from stroma.records import (
     epochs_from_text,
     epochs_to_text,
 )
+from stroma.stores.rules import listed_time, queued_time
 
 APPLICATION_ID: Final = 0x5374726D
 """"Strm": marks a SQLite file as a Stroma store."""
@@ -170,17 +170,14 @@ def run_of(row: Row) -> RunRecord:
         raise RecordCorrupt(f"run {row[0]!r}: its row cannot be read: {exc}") from exc
 
 
-def place_of(row: Row) -> tuple[object, str]:
+def place_of(row: Row) -> tuple[float, str]:
     """Return when the run of such a row was created, and its id."""
-    return row[19], row[0]
+    return queued_time(row[19]), row[0]
 
 
 def updated_place_of(row: Row) -> tuple[float, str]:
-    """Return when the run of such a row was updated, and its id.
-
-    A time that is none, of a damaged run, is later than all others, as SQLite sorts it.
-    """
-    return row[20] if isinstance(row[20], float) else math.inf, row[0]
+    """Return when the run of such a row was updated, and its id."""
+    return listed_time(row[20]), row[0]
 
 
 def record_row(record: CheckpointRecord, seq: int) -> Row:

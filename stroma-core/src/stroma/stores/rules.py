@@ -7,10 +7,13 @@ built-in ones; a store that decides in its server (SQL, a script) follows them.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from stroma.errors import AlreadyCommitted, ConfigError, RecordCorrupt, RunLocked, StaleOwner
+from stroma.ids import check_id
 from stroma.records import (
     CLAIMABLE,
     ClaimQuery,
@@ -142,7 +145,7 @@ def page_of_rows(
     rows: Sequence[Row],
     limit: int,
     run_of: Callable[[Row], RunRecord],
-    place_of: Callable[[Row], tuple[object, str]],
+    place_of: Callable[[Row], tuple[float, str]],
 ) -> RunPage:
     """Return the page of runs that rows of a table are; one that is damaged is told.
 
@@ -150,7 +153,8 @@ def page_of_rows(
         rows: what the query found, in order, one more than its limit if there are so many.
         limit: of the query.
         run_of: reads a row; raises `RecordCorrupt` if it cannot.
-        place_of: returns the time that the rows are in the order of, and the id of the run.
+        place_of: returns the time that the rows are in the order of, by `listed_time` or
+            `queued_time`, and the id of the run.
     """
     limit = max(0, limit)
     runs: list[RunRecord] = []
@@ -160,11 +164,7 @@ def page_of_rows(
             runs.append(run_of(row))
         except RecordCorrupt as exc:
             unreadable.append(UnreadableRun(place_of(row)[1], exc))
-    cursor = ""
-    if len(rows) > limit:
-        time, run_id = place_of(rows[limit - 1])
-        # No page can begin after a time that is none: these come last.
-        cursor = json.dumps([time, run_id]) if isinstance(time, float) else ""
+    cursor = _cursor_of(*place_of(rows[limit - 1])) if len(rows) > limit else ""
     return RunPage(tuple(runs), cursor, tuple(unreadable))
 
 
@@ -173,12 +173,37 @@ def claim_cursor_after(run: RunRecord) -> str:
 
     `cursor_position` reads it: a time, which is when the run was created, and its id.
     """
-    return json.dumps([run.created_at, run.run_id])
+    return _cursor_of(queued_time(run.created_at), run.run_id)
 
 
 def cursor_after(run: RunRecord) -> str:
     """Return the cursor of the page that begins after a run."""
-    return json.dumps([run.updated_at, run.run_id])
+    return _cursor_of(listed_time(run.updated_at), run.run_id)
+
+
+def listed_time(updated_at: object) -> float:
+    """Return the time that a run stands at in a list that has the last updated first.
+
+    A time that is none, of a damaged run, is later than all others, as databases sort it.
+    """
+    if isinstance(updated_at, (int, float)) and updated_at < math.inf:
+        return updated_at
+    return sys.float_info.max
+
+
+def queued_time(created_at: object) -> float:
+    """Return the time that a run stands at in a list that has the first created first.
+
+    A time that is none, of a damaged run, is later than all others, as databases sort it.
+    """
+    if isinstance(created_at, (int, float)):
+        return max(created_at, -sys.float_info.max)
+    return math.inf
+
+
+def _cursor_of(time: float, run_id: str) -> str:
+    # No page can begin after a time that is none: these come last.
+    return json.dumps([time, run_id]) if math.isfinite(time) else ""
 
 
 def cursor_position(cursor: str) -> tuple[float, str]:
@@ -188,9 +213,11 @@ def cursor_position(cursor: str) -> tuple[float, str]:
         ConfigError: the text is no cursor of a page.
     """
     try:
-        updated_at, run_id = json.loads(cursor)
-        return float(updated_at), str(run_id)
-    except (ValueError, TypeError) as exc:
+        time, run_id = json.loads(cursor)
+        if type(time) not in {int, float} or not math.isfinite(time):
+            raise ValueError("it has no time")
+        return float(time), check_id(run_id, "run id")
+    except (ValueError, TypeError, OverflowError, RecursionError, ConfigError) as exc:
         raise ConfigError(
-            f"{cursor!r} is no cursor: pass the one that the page before came with"
+            f"{cursor!r:.200} is no cursor: pass the one that the page before came with"
         ) from exc

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from stroma.errors import ConfigError, RunLocked
+from stroma.errors import RunLocked
 from stroma.records import ClaimQuery, RunQuery, RunRecord, RunStatus, RunUpdate
 from stroma.testing._checks import same_run, written
 from stroma.testing._clauses import clauses, if_fencing, if_records
+from stroma.testing._cursors import refuses_all
 from stroma.testing._kit import Driven, Kit
 from stroma.testing._listing import ids_of
 from stroma.testing._values import DONE, LONG_SECONDS, commit, record, request
@@ -104,18 +105,11 @@ class ClaimableClauses:
         rest = kit.store.claimable(ClaimQuery(limit=10, cursor=page.cursor))
         assert ids_of(rest) == ["r3", "r4", "r5"], f"after r2 follow {ids_of(rest)}"
 
-    @pytest.mark.parametrize("cursor", ["junk", "[]", "[1]", "null", '["x","y"]', "0"])
-    def test_a_cursor_that_is_none_of_claimable_runs_is_refused(
-        self, kit: Kit, cursor: str
-    ) -> None:
+    def test_a_cursor_that_is_none_of_claimable_runs_is_refused(self, kit: Kit) -> None:
         """A cursor that no page came with is ConfigError, not the first page again."""
         submitted(kit, "run")
-        try:
-            page = kit.store.claimable(ClaimQuery(cursor=cursor))
-        except ConfigError as exc:
-            assert "cursor" in str(exc), f"the error does not say that it is the cursor: {exc}"
-            return
-        pytest.fail(f"the cursor {cursor!r} was taken, and gave {page!r:.200}")
+        refuses_all(lambda cursor: kit.store.claimable(ClaimQuery(cursor=cursor)))
+        refuses_all(lambda cursor: kit.store.claimable(ClaimQuery(cursor=cursor, limit=0)))
 
     def test_claimable_runs_are_asked_for_by_pipeline(self, kit: Kit) -> None:
         """A query finds the runs of any of its pipelines, compared as a whole, on every page."""

@@ -139,6 +139,70 @@ def test_runs_are_listed_the_last_updated_first(
         assert cell in older
 
 
+LONG = "".join(f"{number:03}," for number in range(128))
+"""As long as an id can be; no part of it looks like another one."""
+
+
+@pytest.fixture
+def long_values(store: InMemoryStore) -> str:
+    """Two runs whose ids, tags and reasons no terminal has room for; the reason is returned."""
+    reason = "the site is down, " * 60
+    for run_id in (LONG, f"{LONG[:-4]}128,"):
+        new = RunRecord(run_id, RunStatus.PENDING, plan=PLAN.to_json(), tags=(LONG,))
+        store.open_run(OpenRequest(run_id, "token", "worker 7", 60_000, new))
+        update = RunUpdate(RunStatus.PARTIAL, reason, release=True)
+        records = (record(run_id, LONG[:-1]),)
+        assert store.commit_many([Commit(run_id, "token", records, update)]) == [None]
+    return reason.strip()
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"COLUMNS": "40"}, {"FORCE_COLOR": "1", "TERM": "dumb"}]
+)
+def test_what_is_piped_is_neither_wrapped_nor_cut(
+    environment: dict[str, str],
+    long_values: str,
+    stroma: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def lines(*arguments: str) -> list[str]:
+        return [line.rstrip() for line in stroma(*arguments).out.splitlines()]
+
+    runs, shown, more = lines("runs"), lines("show", LONG), lines("runs", "--limit", "1")[-1]
+
+    (row,) = (line for line in runs if line.split()[:1] == [LONG])
+    assert row.count(LONG) == 2, "its id, and its tag"
+    assert row.endswith(long_values)
+    facts = [line.split(maxsplit=1) for line in shown]
+    assert ["run", LONG] in facts
+    assert ["reason", long_values] in facts
+    assert any(line.startswith(f" {LONG[:-1]}  ") and "result" in line for line in shown)
+    assert more.startswith("more: --cursor '")
+    assert more.endswith("'")
+
+
+@pytest.mark.usefixtures("long_values")
+@pytest.mark.parametrize("columns", ["1", "20", "80", "200"])
+def test_in_a_terminal_ids_are_folded_and_not_cut(
+    columns: str, stroma: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": columns, "LINES": "25", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    *lines, more = stroma("runs", "--limit", "1").out.splitlines()
+
+    pieces = [line.split()[0] for line in lines[3:] if line.strip()]
+    assert len(pieces) > 1
+    assert LONG[:-4] in "".join(pieces), "all but the number that the two differ in"
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    assert more.startswith("more: --cursor '")
+    assert more.endswith("'"), "a command that is copied is one line"
+
+
 def test_runs_as_json_and_page_by_page(
     store: InMemoryStore, clock: FakeClock, stroma: Command
 ) -> None:

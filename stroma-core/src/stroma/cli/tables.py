@@ -16,6 +16,10 @@ from stroma.cli.views import in_doubt, record_view, recorded_nodes, run_view, to
 from stroma.cost import Usage
 from stroma.records import OpenedRun, PlanDocument, RecordHeader, RunPage, RunRecord
 
+_LEAST_CELLS = 80
+"""Below this tables would lose columns: a narrower terminal breaks the lines itself."""
+_ANY_CELLS = 1_000_000_000
+
 
 def print_runs(page: RunPage) -> None:
     """Print a page of runs, and how to see more."""
@@ -25,7 +29,7 @@ def print_runs(page: RunPage) -> None:
     elif not page.unreadable:
         console.print("no runs")
     if page.cursor:
-        console.print(Text(f"more: --cursor {_quoted(page.cursor)}"))
+        console.print(Text(f"more: --cursor {_quoted(page.cursor)}"), soft_wrap=True)
 
 
 def _runs_table(runs: Sequence[RunRecord]) -> Table:
@@ -120,8 +124,11 @@ def _quoted(cursor: str) -> str:
 
 
 def _console() -> Console:
-    # Piped into a file or another program there is no width to keep to.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    """Return what prints to a terminal, or to a file or another program, where no line ends."""
+    is_terminal = sys.stdout.isatty()
+    console = Console(highlight=False, markup=False, force_terminal=is_terminal)
+    console.width = max(console.width, _LEAST_CELLS) if is_terminal else _ANY_CELLS
+    return console
 
 
 def _table(*columns: str) -> Table:

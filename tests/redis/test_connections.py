@@ -356,13 +356,75 @@ class TestTls:
         sync_store.close()
         by_number = f"rediss://127.0.0.1:{secure.port}"  # the certificate is for localhost
         async with opened(by_number, **files) as store:
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnusable, match="correct the host in the URL"):
                 await store.health()
         async with opened(by_number, **files, ssl_check_hostname=False) as store:
             await store.health()
-        async with opened(f"rediss://localhost:{secure.port}") as store:
-            with pytest.raises(StoreUnavailable, match="certificate"):
-                await store.health()
+
+    async def test_what_a_server_will_never_accept_is_told_as_lasting(
+        self, secure: ServerProcess, tmp_path: Path
+    ) -> None:
+        trusted = {"ssl_ca_certs": tmp_path / "cert.pem"}
+        for options, told in (
+            ({}, "its certificate is not accepted: .* ssl_ca_certs"),
+            ({"ssl_ca_certs": tmp_path / "none.pem"}, "a file that ssl_ca_certs, .* is missing"),
+            ({"ssl_ca_certs": tmp_path / "key.pem"}, "a file that ssl_ca_certs, .* of no use"),
+            (trusted | {"ssl_certfile": tmp_path / "key.pem"}, "a file that .* of no use"),
+        ):
+            await tells(f"rediss://localhost:{secure.port}", StoreUnusable, told, **options)
+
+    async def test_a_client_without_the_certificate_that_a_server_wants(
+        self, secure: ServerProcess, tmp_path: Path
+    ) -> None:
+        """The server closes the connection, and its reason may get lost."""
+        trusted = {"ssl_ca_certs": tmp_path / "cert.pem"}
+        kinds = (StoreUnavailable, StoreUnusable)
+        told = "certificate.*: see ssl_certfile|certificate.*, see ssl_certfile"
+        await tells(f"rediss://localhost:{secure.port}", kinds, told, **trusted)
+
+    async def test_a_server_that_speaks_only_tls(self, secure: ServerProcess) -> None:
+        """It closes the connection, as one that stops does."""
+        told = "it broke the connection off: if it speaks only TLS, write rediss:// in the URL"
+        for options in ({}, {"password": PASSWORD}, {"cluster": True}):
+            await tells(f"redis://localhost:{secure.port}", StoreUnavailable, told, **options)
+
+    async def test_a_ready_client_that_speaks_tls_is_not_told_to(
+        self, secure: ServerProcess
+    ) -> None:
+        async with redis.asyncio.Redis(port=secure.port, ssl=True, retry=None) as client:
+            with pytest.raises(StoreUnusable, match=f"rediss://localhost:{secure.port}/0: "):
+                await RedisStore(client).health()
+
+    async def test_a_server_that_speaks_no_tls(self, server: Address) -> None:
+        """It waits for the end of a line; what is random in a handshake may hold one."""
+        url = f"rediss://{server.host}:{server.port}"
+        kinds = (StoreUnavailable, StoreUnusable)
+        for longest in (0.1, 1):
+            wait = {"connect_timeout_seconds": 0.2, "timeout_seconds": longest}
+            await tells(url, kinds, "write redis:// in the URL", **wait)
+
+    async def test_what_is_answered_without_tls_is_proof(self, own: ServerProcess) -> None:
+        with redis.Redis(port=own.port) as client:
+            client.config_set("maxclients", 1)  # a server that is full says so at once
+            told = "it does not speak TLS here: write redis:// in the URL"
+            await tells(f"rediss://127.0.0.1:{own.port}", StoreUnusable, told)
+
+
+async def tells(
+    url: str, kind: type[Exception] | tuple[type[Exception], ...], told: str, **options: Any
+) -> None:
+    """Assert what both stores say of a server, at once and whatever is asked."""
+    async with opened(url, **options) as store:
+        for operation in (store.setup(), store.inspect("run"), store.open_run(request())):
+            with pytest.raises(kind, match=told):
+                await operation
+        (outcome,) = await store.commit_many([commit(record())])
+        assert isinstance(outcome, kind)
+    sync_store = SyncRedisStore(url, **options)
+    for read in (sync_store.setup, sync_store.health):
+        with pytest.raises(kind, match=told):
+            read()
+    sync_store.close()
 
 
 class TestTroubles:
@@ -475,6 +537,24 @@ async def opened_run(store: RedisStore) -> Any:
 
 
 class TestClusters:
+    async def test_a_server_that_is_none(self, server: Address) -> None:
+        told = "it is no cluster: leave the option cluster out"
+        await tells(server.url, StoreUnusable, told, cluster=True)
+
+    async def test_who_may_not_ask_for_its_nodes(self, own: ServerProcess) -> None:
+        """Although INFO, which `setup` asks, may be forbidden."""
+        with redis.Redis(port=own.port) as client:
+            commands = ["+@all", "-cluster"]
+            client.acl_setuser("stroma", enabled=True, nopass=True, keys=["*"], commands=commands)
+            client.config_set("requirepass", PASSWORD)
+        url = f"redis://127.0.0.1:{own.port}"
+        for options, told in (
+            ({}, "username or password are wrong or missing"),
+            ({"password": "no"}, "username or password are wrong or missing"),
+            ({"username": "stroma", "password": "any"}, "the user lacks a permission.*cluster"),
+        ):
+            await tells(url, StoreUnusable, told, cluster=True, **options)
+
     @pytest.fixture
     def cluster(self) -> Iterator[ServerProcess]:
         process = local_cluster()

@@ -79,6 +79,10 @@ def test_with_redis() -> None:
         ("http://h", {}, "must begin with redis://"),
         ("redis://", {}, "no host"),
         ("unix://", {}, "path of the socket"),
+        ("unix://run/redis.sock", {}, "a socket has no host, as in unix:///run/redis.sock"),
+        ("redis://h:1/0#part", {}, "the URL has a '#', and what follows it would be lost"),
+        ("redis://h:1/0#", {}, "the URL has a '#'"),
+        ("unix:///run/a#b.sock", {}, "the URL has a '#'"),
         ("redis://h", {"cluster": True, "db": 1}, "one database"),
     ],
 )
@@ -102,6 +106,49 @@ def test_the_url_says_how_long_runs_are_kept() -> None:
         StromaRunner.quick().with_redis("redis://h?ttl_seconds=60").checkpoint_manager.store,
     ):
         assert "ttl_seconds=60)" in repr(store)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "#word",
+        "12#word",
+        "word#12",
+        "/word",
+        "12/word",
+        "1/2",
+        "?word",
+        "12?word",
+        "1?a=word",
+        "a[b",
+    ],
+)
+@pytest.mark.parametrize(
+    "url", ["redis://:{}@h", "rediss://u:{}@h:1/0", "redis+unix://u:{}@/r.sock"]
+)
+def test_a_password_that_is_not_encoded_is_told_without_it(url: str, password: str) -> None:
+    """Where the rest of it can be read as a port, a path or an option, too."""
+    for attempt in (
+        lambda: RedisStore(url.format(password)),
+        lambda: open_store(url.format(password)),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            attempt()
+        problem, _, _ = str(refused.value).partition("; it takes")
+        assert problem.endswith(
+            "in a password, '#' has to be written %23, '/' %2F, '?' %3F and '@' %40"
+        )
+        assert password not in problem
+        assert "word" not in problem.replace("password", "")
+
+
+def test_what_a_url_may_hold_as_it_is() -> None:
+    for url, password in (
+        ("redis://u:a%23%2F%3F%40@h", "a#/?@"),
+        ("redis://u:a@b:c@h", "a@b:c"),
+        ("redis://h?password=a@b", "a@b"),
+    ):
+        assert RedisOptions.model_validate({"url": url}).connection()["password"] == password
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.exceptions import ResponseError
 
 from stroma.errors import ConfigError
-from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
+from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply, unreached
 from stroma_redis._listener import Held, Listener, Silence
 from stroma_redis._options import RedisOptions
 from stroma_redis._replies import read_reply
@@ -89,7 +89,7 @@ class PooledLine:
             try:
                 held = await self._take()
             except DRIVER_ERRORS as exc:
-                return [Failure(self._in_words(exc), was_sent=False)] * len(commands)
+                return [unreached(self._in_words(exc))] * len(commands)
         replies: list[Reply] = []
         silence = held.silence
         data = request.packed or packed(commands)
@@ -221,7 +221,7 @@ class ClusterLine:
         try:
             await self._client.initialize()
         except DRIVER_ERRORS as exc:
-            return [Failure(exc, was_sent=False)] * len(commands)
+            return [unreached(exc)] * len(commands)
         try:
             if len(commands) == 1:
                 answer = self._client.execute_command(*for_cluster(commands[0]), NEVER_DECODE=True)

@@ -392,7 +392,8 @@ class Operations:
 def _is_forbidden(failure: Failure) -> bool:
     """Say whether a user may not ask this, or a service does not have the command."""
     said = str(failure.error).lower()
-    return failure.is_answer and ("permission" in said or "unknown" in said or "noperm" in said)
+    is_told = failure.was_sent and failure.is_answer  # and not at the login
+    return is_told and ("permission" in said or "unknown" in said or "noperm" in said)
 
 
 def _opened(run_id: str, reply: Sequence[Any]) -> OpenedRun:

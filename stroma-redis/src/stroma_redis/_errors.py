@@ -21,6 +21,7 @@ from redis.exceptions import (
 
 from stroma.config import mask_passwords
 from stroma.errors import OutcomeUnknown, StoreError, StoreUnavailable, StoreUnusable
+from stroma_redis._reaching import problem_in_reaching
 
 DRIVER_ERRORS: Final = (RedisError, RedisClusterException, OSError, EOFError)
 """What a driver raises when a server cannot be reached or refuses."""
@@ -62,21 +63,28 @@ _PASSES: Final = (
     "BUSY",
     "MISCONF",
     "NOREPLICAS",
-    "MOVED",
-    "ASK",
 )
+_NO_CLUSTER: Final = "no cluster"
+"""Stands for a word that servers do not have."""
 _HINTS: Final = (
     (("READONLY",), "it is a read-only replica: connect to the primary"),
     (("OOM",), "its memory is full: raise maxmemory, or remove runs with purge"),
     (("LOADING",), "it is loading its data"),
     (("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"), "a part of it is down"),
     (("MOVED", "ASK", "CROSSSLOT"), "it is a cluster: give the option cluster=True"),
+    ((_NO_CLUSTER,), "it is no cluster: leave the option cluster out"),
     (("BUSY",), "another script keeps it busy"),
     (("MISCONF",), "it cannot write its data to disk"),
     (("NOREPLICAS",), "it has too few replicas"),
-    (("NOAUTH", "WRONGPASS"), "username or password are wrong or missing"),
+    (
+        ("NOAUTH", "WRONGPASS"),
+        "username or password are wrong or missing: correct the options, or the URL",
+    ),
     (("NOPERM",), "the user lacks a permission: see the README for what the store needs"),
     (("WRONGTYPE",), "another program keeps something else under this key: use a key_prefix"),
+)
+_SAYS_NO_CLUSTER: Final = re.compile(
+    r"cluster support disabled|unknown command '?`?cluster", re.IGNORECASE
 )
 _CODES: Final = re.compile(r"\b([A-Z]{3,})\b")
 _CLASSES: Final = (
@@ -99,11 +107,16 @@ def store_error(failure: Failure, address: str, what: str, *, is_write: bool) ->
     """
     code = _code_of(failure.error)
     known = [hint for codes, hint in _HINTS if code in codes]
+    may_pass = _may_pass(failure.error, code)
+    if not failure.was_sent and not failure.is_answer:
+        problem = problem_in_reaching(failure.error, address)
+        if problem is not None:
+            known, may_pass = [problem.hint], problem.may_pass
     said = mask_passwords(str(failure.error)) or type(failure.error).__name__
     subject = f"{what}: {address}" if what else address
     error: StoreError
     if not failure.was_sent or failure.is_answer:
-        kind = StoreUnavailable if _may_pass(failure.error, code) else StoreUnusable
+        kind = StoreUnavailable if may_pass else StoreUnusable
         because = known[0] if known else "it could not be reached" if not code else "it refused"
         effect = "nothing was written: " if is_write else ""
         error = kind(f"{subject}: {effect}{because} ({said})")
@@ -113,6 +126,19 @@ def store_error(failure: Failure, address: str, what: str, *, is_write: bool) ->
         error = StoreUnavailable(f"{subject}: no answer ({said})")
     error.__cause__ = failure.error
     return error
+
+
+def unreached(error: Exception) -> Failure:
+    """Return the failure of making a connection.
+
+    A client of a cluster wraps what the last node that it asked said, or what kept it from asking.
+    """
+    while isinstance(error, RedisClusterException):
+        inner = error.__cause__ or error.__context__
+        if not isinstance(inner, DRIVER_ERRORS):
+            break
+        error = inner
+    return Failure(error, was_sent=False)
 
 
 def closed(store: object) -> StoreUnusable:
@@ -144,6 +170,8 @@ def _code_of(error: Exception) -> str:
         return _NAMES[name]
     if "unauthenticated" in str(error):  # too many arguments for somebody without a password
         return "NOAUTH"
+    if _SAYS_NO_CLUSTER.search(str(error)):
+        return _NO_CLUSTER
     known = {code for codes, _ in _HINTS for code in codes}
     words: list[str] = _CODES.findall(str(error))
     return next((word for word in words if word in known), "ERR")
@@ -166,4 +194,5 @@ __all__ = [
     "TimeoutError",
     "closed",
     "store_error",
+    "unreached",
 ]

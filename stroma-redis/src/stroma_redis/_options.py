@@ -26,6 +26,7 @@ DEFAULT_URL: Final = "redis://localhost:6379"
 DEFAULT_TTL_SECONDS: Final = 3600
 _UNIX: Final = ("unix", "redis+unix")
 _SCHEMES: Final = ("redis", "rediss", *_UNIX)
+_ENCODE: Final = "in a password, '#' has to be written %23, '/' %2F, '?' %3F and '@' %40"
 _TLS_ONLY: Final = (
     "ssl_ca_certs",
     "ssl_certfile",
@@ -95,6 +96,8 @@ class RedisOptions(BaseModel):
         options = dict(data)
         for name, value in _in_url(_split(options.get("url", DEFAULT_URL))).items():
             if name not in cls.model_fields:
+                if "@" in options["url"].partition("?")[2]:  # the name is half a password
+                    raise ValueError(f"the URL has a '?' before the '@': {_ENCODE}")
                 raise ValueError(
                     f'the URL has {name[:40]!r} after "?", and there is no such option'
                     f"{did_you_mean(name, cls.model_fields)}"
@@ -205,20 +208,26 @@ def options_of(given: Mapping[str, object], *, has_client: bool) -> RedisOptions
 
 def _split(url: str) -> SplitResult:
     """Return the parts of a URL; what is wrong with it is said without repeating it."""
+    if "#" in url:
+        raise ValueError(f"the URL has a '#', and what follows it would be lost: {_ENCODE}")
     try:
         parts = urlsplit(url)
         is_whole = parts.port != 0 and (parts.hostname is not None or parts.scheme in _UNIX)
     except ValueError:
         # Its message may hold a part of a password with a "/" or "#" in it.
         raise ValueError(
-            "the URL cannot be read: write redis://user:password@host:6379/0, with every "
-            "special character of the password percent-encoded"
+            f"the URL cannot be read: write it as in redis://localhost:6379/0; {_ENCODE}"
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"the URL must begin with {', '.join(f'{s}://' for s in _SCHEMES)}")
-    if parts.scheme in _UNIX and not parts.path.strip("/"):
-        raise ValueError("the path of the socket is missing, as in unix:///run/redis.sock")
-    if not is_whole:
+    if parts.scheme in _UNIX:
+        if parts.netloc.rpartition("@")[2]:
+            raise ValueError(f"a socket has no host, as in unix:///run/redis.sock; {_ENCODE}")
+        if not parts.path.strip("/"):
+            raise ValueError("the path of the socket is missing, as in unix:///run/redis.sock")
+    elif "@" in parts.path or (not is_whole and "@" in parts.query):
+        raise ValueError(f"the URL has a '/' or '?' before the '@': {_ENCODE}")
+    elif not is_whole:
         raise ValueError("the URL names no host, as in redis://localhost:6379")
     return parts
 

@@ -16,7 +16,7 @@ from redis import (
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply
+from stroma_redis._errors import DRIVER_ERRORS, Failure, Reply, unreached
 from stroma_redis._options import RedisOptions
 from stroma_redis._steps import Request
 from stroma_redis._wire import NO_BACKOFF, for_cluster, packed
@@ -60,7 +60,7 @@ class PooledLine:
         try:
             connection = self._pool.get_connection()
         except DRIVER_ERRORS as exc:
-            return [Failure(exc, was_sent=False)] * len(commands)
+            return [unreached(exc)] * len(commands)
         replies: list[Reply] = []
         try:
             data = request.packed or packed(commands)
@@ -110,7 +110,7 @@ class ClusterLine:
         try:
             client: Any = self._connected()
         except DRIVER_ERRORS as exc:
-            return [Failure(exc, was_sent=False)] * len(commands)
+            return [unreached(exc)] * len(commands)
         try:
             if len(commands) == 1:
                 return [client.execute_command(*for_cluster(commands[0]), NEVER_DECODE=True)]

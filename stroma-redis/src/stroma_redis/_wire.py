@@ -49,7 +49,9 @@ def address_of(client: Any) -> str:
     if "path" in settings:
         return f"unix://{settings['path']}?db={settings.get('db', 0)}"
     host, port = settings.get("host", "localhost"), settings.get("port", 6379)
-    return f"redis://{host}:{port}/{settings.get('db', 0)}"
+    kinds = [kind.__name__ for kind in getattr(pool, "connection_class", object).__mro__]
+    scheme = "rediss" if "SSLConnection" in kinds else "redis"
+    return f"{scheme}://{host}:{port}/{settings.get('db', 0)}"
 
 
 def for_cluster(command: tuple[bytes, ...]) -> tuple[bytes | str, ...]:

@@ -11,7 +11,7 @@ import pytest
 import stroma
 from stroma import StromaRunner
 from stroma.config import open_store
-from stroma.errors import ConfigError
+from stroma.errors import ConfigError, PluginError
 from stroma_redis import RedisOptions, RedisStore, SyncRedisStore
 from stroma_redis._options import MoreOptions
 
@@ -39,6 +39,11 @@ def test_a_store_by_name_or_url(spec: str, options: dict[str, Any], address: str
     store = open_store(spec, options)
     assert isinstance(store, RedisStore)
     assert repr(address)[:-1] in repr(store)
+
+
+def test_the_scheme_of_drivers_for_sockets_leads_to_that_of_the_store() -> None:
+    with pytest.raises(PluginError, match=r"no store 'unix'; .*did you mean 'redis\+unix://'\?$"):
+        open_store(f"unix://:{SECRET}@/run/redis.sock")
 
 
 def test_with_redis() -> None:

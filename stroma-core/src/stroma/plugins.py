@@ -301,9 +301,10 @@ class PluginSet:
                 f"store {word!r} needs a plugin that is not installed: {plugin_hint(plugin_name)}"
             )
         names = sorted({*BUILT_IN_STORES, *(each.name for each in self._stores())})
-        raise PluginError(
-            f"there is no store {word!r}; there are {', '.join(names)}{did_you_mean(word, names)}"
-        )
+        schemes = [scheme for each in self._stores() for scheme in each.schemes]
+        longer = sorted(scheme for scheme in schemes if scheme.endswith(f"+{word}"))
+        meant = f"; did you mean '{longer[0]}://'?" if longer else did_you_mean(word, names)
+        raise PluginError(f"there is no store {word!r}; there are {', '.join(names)}{meant}")
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

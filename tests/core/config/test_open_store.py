@@ -58,7 +58,7 @@ class BoxFactory:
 @pytest.fixture(autouse=True)
 def boxes(monkeypatch: pytest.MonkeyPatch) -> type[BoxFactory]:
     monkeypatch.setattr(BoxFactory, "error", None)
-    plugin = Registering({"stores": {"box": BoxFactory}}, schemes=("box", "boxes"))
+    plugin = Registering({"stores": {"box": BoxFactory}}, schemes=("box", "boxes", "box+unix"))
     monkeypatch.setattr(plugins, "_installed", plugin_set(plugin))
     return BoxFactory
 
@@ -274,6 +274,8 @@ def test_unknown_names_list_what_there_is(monkeypatch: pytest.MonkeyPatch) -> No
         PluginError, match=r"there is no store 'bix'; there are box, memory, sqlite;"
     ):
         open_store("bix")
+    with pytest.raises(PluginError, match=r"no store 'unix'; .*; did you mean 'box\+unix://'\?$"):
+        open_store(f"unix://:{SECRET}@/run/box.sock")
     monkeypatch.setattr(plugins, "_installed", PluginSet())
     with pytest.raises(MissingPlugin, match=r"./stroma-postgres"):
         open_store("postgresql://localhost/app")

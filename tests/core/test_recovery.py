@@ -340,6 +340,10 @@ async def test_a_run_that_lost_its_store_for_a_while_waits_for_a_worker(calls: C
     store.fail("commit_many", StoreUnavailable("away"))
     (result,) = (await recover(pipeline)).results
     assert result.status is RunStatus.PARTIAL
+    assert result.stop_reason == (
+        "the store failed at 'a': away. Every output is saved: a worker goes on with the run when "
+        "the store answers"
+    )
     assert (await stored_run(store, "1")).status is RunStatus.PENDING
     (result,) = (await recover(pipeline)).results
     assert (result.status, calls["a"], calls["b"]) == (RunStatus.RESUMED, 1, 1)

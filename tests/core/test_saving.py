@@ -7,10 +7,12 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from stroma import (
     AlreadyCommitted,
     ContractViolation,
+    Estimate,
     FailurePolicy,
     OutcomeUnknown,
     RecordTooLarge,
@@ -20,6 +22,7 @@ from stroma import (
     StaleOwner,
     StoreUnavailable,
     StoreUnusable,
+    fan_out,
     node,
     parallel,
     report_usage,
@@ -29,6 +32,11 @@ from stroma.records import Commit, PlanDocument, RunUpdate
 from tests.core.helpers import Calls, Done, FakeClock, FaultyStore, Number, make_runner, stored
 
 DOWN = StoreUnavailable("the store is down")
+
+
+class Items(BaseModel):
+    items: list[Number] = []
+    done: list[Number] = []
 
 
 @pytest.fixture(params=[Durability.MEMORY, Durability.FSYNC])
@@ -122,9 +130,92 @@ async def test_an_output_that_cannot_be_saved_stands_in_the_result(
     assert (result.status, result.error) == (RunStatus.PARTIAL, DOWN)
     assert result.unsaved == {"b": Number(value=7)}
     assert (result.final_state, result.tokens, calls["c"]) == (Number(value=1), 5, 0)
-    assert result.stop_reason == "the store is down"
+    assert result.stop_reason == (
+        "the store failed at 'b': the store is down. 1 output, held in `result.unsaved`, is not "
+        "known to be saved: start the run again when the store answers, which buys again what "
+        "was not saved"
+    )
     assert "a save failed and is tried again" in caplog.text
     assert "its store could not be told" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("nested", "place", "unsaved"),
+    [("parallel", "'a'", "2 outputs"), ("fan_out", "'w[1]'", "1 output")],
+)
+async def test_the_reason_names_the_place_inside_a_group_and_counts_what_is_unsaved(
+    calls: Calls, nested: str, place: str, unsaved: str
+) -> None:
+    class DownForThem(FaultyStore):
+        is_down = False
+
+        async def commit_many(self, commits: Any) -> Any:
+            self.is_down |= any(
+                header.path in ("a", "b", "w[1]")
+                for commit in commits
+                for header, _ in commit.records
+            )
+            if self.is_down:
+                raise DOWN
+            return await super().commit_many(commits)
+
+    a, b, w = calls.node("a"), calls.node("b"), calls.node("w")
+    grouped = (
+        parallel(a, b)
+        if nested == "parallel"
+        else fan_out(w, over="items", into="done", max_concurrency=1)
+    )
+    given = Number() if nested == "parallel" else Items(items=[Number(), Number(), Number()])
+
+    result = await make_runner(DownForThem()).run([grouped], given, run_id="r")
+
+    assert result.status is RunStatus.PARTIAL
+    assert result.stop_reason.startswith(f"the store failed at {place}: the store is down. ")
+    assert f". {unsaved}, held in `result.unsaved`, " in result.stop_reason
+    assert len(result.unsaved) == int(unsaved[0])
+
+
+async def test_a_store_that_says_nothing_is_named_by_its_exception(calls: Calls) -> None:
+    faulty = FaultyStore()
+    faulty.fail("commit_many", *[OutcomeUnknown("")] * 100)
+    result = await make_runner(faulty).run([calls.node("a")], Number())
+    assert result.stop_reason.startswith("the store failed at 'a': OutcomeUnknown. 1 output")
+
+
+async def test_a_store_that_is_away_before_a_node_is_called_leaves_nothing_unsaved(
+    calls: Calls,
+) -> None:
+    faulty = FaultyStore()
+    faulty.fail("commit_many", None, None, *[DOWN] * 100)  # b: its reservation, and its output
+    runner = make_runner(faulty).with_options(estimator=lambda state, scope: Estimate(1, 1))
+    result = await runner.run([calls.node("b"), calls.node("a")], Number())
+    assert (result.unsaved, calls["a"]) == ({}, 0)
+    assert result.stop_reason == (
+        "the store failed at 'a': the store is down. How it ended is not saved: start the run "
+        "again when the store answers"
+    )
+
+
+async def test_a_run_that_fails_by_itself_says_what_is_unsaved(calls: Calls) -> None:
+    saving = asyncio.Event()
+
+    class Gone(FaultyStore):
+        async def commit_many(self, commits: Any) -> Any:
+            saving.set()
+            await asyncio.sleep(0.05)
+            raise DOWN
+
+    @node(id="failing", input=Number, output=Number)
+    async def failing(state: Number) -> Number:
+        await saving.wait()
+        raise TypeError("bug")
+
+    result = await make_runner(Gone()).run([parallel(calls.node("a"), failing)], Number())
+    assert (result.status, list(result.unsaved)) == (RunStatus.FAILED, ["a"])
+    assert result.stop_reason == (
+        "failing failed at the first attempt, as terminal: TypeError: bug. 1 output, held in "
+        "`result.unsaved`, is not known to be saved"
+    )
 
 
 async def test_what_could_not_be_saved_goes_with_the_last_word(
@@ -212,6 +303,11 @@ async def test_an_output_that_the_last_commit_of_the_run_saved_is_not_called_uns
     runner = make_runner(faulty)
     first = await runner.run([calls.node("a"), calls.node("b")], Number(), run_id="r")
     assert (first.status, first.unsaved) == (RunStatus.PARTIAL, {})
+    happened = "the store failed at 'a': the store is down"
+    assert first.stop_reason == (
+        f"{happened}. Every output is saved: start the run again when the store answers"
+    )
+    assert (await stored(faulty, "r")).run.stop_reason == happened
 
     second = await runner.run([calls.node("a"), calls.node("b")], run_id="r")
     assert (second.status, second.skipped, calls["a"]) == (RunStatus.RESUMED, ("a",), 1)
@@ -380,6 +476,10 @@ async def test_a_store_that_cannot_be_used_any_more_does_not_take_the_output_alo
     result = await make_runner(faulty).run([calls.node("a", ({"value": 7}, 5))], Number())
     assert (result.status, result.tokens) == (RunStatus.FAILED, 5)
     assert result.unsaved == {"a": Number(value=7)}
+    assert result.stop_reason == (
+        "the store failed at 'a': removed. 1 output, held in `result.unsaved`, is not known to be "
+        "saved"
+    )
 
 
 @pytest.mark.parametrize("error", [DOWN, OSError("reset")])
@@ -392,7 +492,23 @@ async def test_a_store_that_is_down_when_records_are_read_is_a_result(
     faulty.fail("fetch", error)
     result = await runner.run([both], Number(), run_id="r")
     assert (result.status, calls["a"]) == (RunStatus.PARTIAL, 1)
+    assert result.stop_reason.startswith("the store failed at 'parallel(a, b)': ")
+    assert result.stop_reason.endswith(
+        ". Every output is saved: start the run again when the store answers"
+    )
     assert (await runner.run([both], Number(), run_id="r")).is_complete
+
+
+async def test_a_store_that_is_down_before_the_first_node_is_no_nodes_affair(calls: Calls) -> None:
+    faulty, nodes = FaultyStore(), [calls.node("a"), calls.node("b"), calls.node("c")]
+    runner = make_runner(faulty)
+    await runner.run(nodes, Number(), run_id="r")
+    faulty.fail("fetch", DOWN)
+    result = await runner.run(nodes, run_id="r", resume_from="b")
+    assert result.stop_reason == (
+        "the store failed: the store is down. Every output is saved: start the run again when the "
+        "store answers"
+    )
 
 
 # -- round trips -----------------------------------------------------------------------------

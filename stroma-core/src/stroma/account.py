@@ -108,6 +108,7 @@ class RunAccount:
         usage: what each node used, over all starts, by node id.
         in_doubt: attempts of this start that may have been billed without an answer.
         unsaved: outputs that the store would not take, by path, or whose save was cut.
+        store_failed_at: the place at which the store failed first, or "".
         has_cut_saves: some of those may be stored, since the save was cut.
         skipped: ids of the nodes whose recorded results were used, in order.
         ended: how the run ends by its last result, once that is there.
@@ -131,6 +132,7 @@ class RunAccount:
         self.usage: dict[str, Usage] = {}
         self.in_doubt: list[InDoubt] = []
         self.unsaved: dict[str, BaseModel] = {}
+        self.store_failed_at = ""
         self.has_cut_saves = False
         self.skipped: dict[str, None] = {}
         self.ended: Stop | UnknownPrice | None = None
@@ -281,6 +283,7 @@ class RunAccount:
         try:
             await saving
         except StoreError:
+            self.store_failed_at = self.store_failed_at or path
             self.unsaved[path] = output
             raise
         except asyncio.CancelledError:  # the save may have come to its end all the same

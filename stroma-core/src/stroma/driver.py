@@ -22,7 +22,7 @@ from stroma.errors import (
 )
 from stroma.events import RunStart
 from stroma.execution import Execution
-from stroma.failures import FailureClass
+from stroma.failures import FailureClass, error_text
 from stroma.hooks import HookSet
 from stroma.journal import CANCELLED, CUT, Journal, Standing, Stop
 from stroma.plan import Plan
@@ -119,7 +119,8 @@ class RunDriver:
                 raise
             if status is RunStatus.PARTIAL and self._is_taken_up:
                 status = RunStatus.PENDING  # a worker goes on when the store is back
-            result = await self._stopped(status, str(exc), exc)
+            is_outage = status is not RunStatus.FAILED
+            result = await self._stopped(status, self._failure_of_store(exc), exc, is_outage)
         except BaseException:
             await self._leave(None, "")
             raise
@@ -167,7 +168,10 @@ class RunDriver:
                 self._could_not_say(exc)
         return self._result(status, state, end.reason)
 
-    async def _stopped(self, status: RunStatus, reason: str, error: Exception) -> ExecutionResult:
+    async def _stopped(
+        self, status: RunStatus, reason: str, error: Exception, is_outage: bool = False
+    ) -> ExecutionResult:
+        is_told = True
         try:
             if isinstance(error, StoreUnusable):
                 raise error  # there may be another store in its place by now
@@ -176,10 +180,38 @@ class RunDriver:
         except StaleOwner:
             raise
         except StoreError as exc:
+            is_told = False
             self._could_not_say(exc)
         if status is RunStatus.PENDING:  # in its store, for the next worker
             status = RunStatus.PARTIAL
+        reason += self._what_next(is_outage, is_told)
         return self._result(status, self._account.state, reason, error)
+
+    def _failure_of_store(self, exc: Exception) -> str:
+        """Return what a store did, and at which node."""
+        place = self._account.store_failed_at
+        if isinstance(exc, RecordTooLarge):
+            return error_text(exc)
+        return f"the store failed{place and f' at {place!r}'}: {error_text(exc)}"
+
+    def _what_next(self, is_outage: bool, is_told: bool) -> str:
+        """Return what is not saved, and after an outage what to do; or "".
+
+        Args:
+            is_outage: the store is why the run stopped, and it may come back.
+            is_told: the store took how the run ended, and what waited to be saved with it.
+        """
+        count = len(self._account.unsaved)
+        if count:
+            outputs, verb = ("1 output", "is") if count == 1 else (f"{count} outputs", "are")
+            saved = f". {outputs}, held in `result.unsaved`, {verb} not known to be saved"
+        else:
+            saved = ". Every output is saved" if is_told else ". How it ended is not saved"
+        if not is_outage:
+            return saved if count else ""
+        who = "a worker goes on with the run" if self._is_taken_up else "start the run again"
+        again = ", which buys again what was not saved" if count else ""
+        return f"{saved}: {who} when the store answers{again}"
 
     async def _leave(self, status: RunStatus | None, reason: str) -> None:
         """Give the run up on the way out of an exception, which nothing here may hide."""

@@ -13,7 +13,7 @@ from stroma.account import RunAccount, Stopped
 from stroma.attempts import AttemptLoop
 from stroma.contracts import dump_state
 from stroma.cost import NO_USAGE
-from stroma.errors import BudgetExceeded, ContractViolation, UnknownPrice
+from stroma.errors import BudgetExceeded, ContractViolation, StoreError, UnknownPrice
 from stroma.events import Outcome, StepEnd, StepKind, StepStart
 from stroma.ids import path_of
 from stroma.plan import Each, Group, Leaf, Plan, Step
@@ -53,10 +53,14 @@ class Execution:
         for step in self._plan.steps[position:]:
             if cancelling() > before:
                 raise asyncio.CancelledError
-            if type(step) is Leaf:
-                state = await self._attempts(step, state, (), step.path, position)
-            else:
-                state = await self._step(step, state, (), position)
+            try:
+                if type(step) is Leaf:
+                    state = await self._attempts(step, state, (), step.path, position)
+                else:
+                    state = await self._step(step, state, (), position)
+            except StoreError:
+                self._account.store_failed_at = self._account.store_failed_at or step.path
+                raise
             self._account.state = state
             position += 1
         return state

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -16,7 +17,7 @@ from stroma_postgres import PostgresStore
 from tests.core.stores.support import Note
 from tests.postgres.conftest import run_sql_now
 from tests.servers.certificates import make_certificate
-from tests.servers.postgres import OLDER, SYSTEM_USER, address_of, local_server
+from tests.servers.postgres import OLDER, SYSTEM_USER, Server, address_of, local_server
 from tests.servers.process import ServerProcess
 
 pytestmark = pytest.mark.server
@@ -138,6 +139,84 @@ class TestTls:
         refused = await refusal(PostgresStore(plain))
         assert isinstance(refused, StoreUnusable)
         assert "pg_hba.conf" in str(refused)
+
+    @pytest.mark.parametrize(
+        ("query", "said"),
+        [
+            ("sslmode=require", "the server offers no TLS, which sslmode in the URL"),
+            ("sslmode=verify-full&sslrootcert=/none", "the file that sslrootcert names cannot be"),
+            ("sslmode=require&sslcert=/none", "the file that sslcert names cannot be read"),
+            ("sslmode=verify-ca&sslrootcert=/dev/null", "look at sslmode, sslrootcert, sslcert"),
+            ("sslmode=perhaps", "`sslmode` parameter must be one of"),
+        ],
+    )
+    async def test_what_tls_lacks_is_not_tried_again(
+        self, older: Server, query: str, said: str
+    ) -> None:
+        refused = await refusal(PostgresStore(f"{older.dsn}?{query}"))
+        assert isinstance(refused, StoreUnusable)
+        assert said in str(refused)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("query", "named"),
+        [
+            ("statement_timeout=abc", "statement_timeout"),
+            ("statement_timeout=-5", "statement_timeout"),
+            ("jit=perhaps", "jit"),
+            ("timezone=Mars", "TimeZone"),
+            ("search_path=%22", "search_path"),
+            ("role=nobody", "role"),
+            ("options=-c%20no_such_thing%3D1", "no_such_thing"),
+            ("options=-c%20shared_buffers%3D1", "shared_buffers"),
+            ("options=--geqo", "options"),
+            ("1.b=c", "1.b"),
+        ],
+    )
+    async def test_one_that_the_server_refuses_is_named(
+        self, older: Server, query: str, named: str
+    ) -> None:
+        for store in (
+            PostgresStore(f"{older.dsn}?{query}"),
+            PostgresStore(f"{older.dsn}?{query}", migrate=False),
+        ):
+            refused = await refusal(store)
+            assert isinstance(refused, StoreUnusable)
+            assert named in str(refused).partition(" (")[2]
+            assert "the server refuses a setting" in str(refused)
+
+    async def test_one_beside_the_url(self, older: Server) -> None:
+        options = {"server_settings": {"statement_timeout": "abc"}}
+        refused = await refusal(PostgresStore(older.dsn, connect_options=options))
+        assert isinstance(refused, StoreUnusable)
+        assert "statement_timeout" in str(refused)
+
+    async def test_one_that_a_pooler_refuses(self, pgbouncer: Server) -> None:
+        refused = await refusal(PostgresStore(f"{pgbouncer.dsn}?work_mem=4MB"))
+        assert isinstance(refused, StoreUnusable)
+        assert "unsupported startup parameter: work_mem" in str(refused)
+        assert "ignore_startup_parameters" in str(refused)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            PASSWORD,
+            f"-c{PASSWORD}",
+            f"--{PASSWORD}",
+            f"-c geqo={PASSWORD}",
+            f"-c my.password=x -c statement_timeout={PASSWORD}",
+            f"-c statement_timeout={PASSWORD}\\ x",
+        ],
+    )
+    async def test_the_server_repeats_a_secret_and_the_store_does_not(
+        self, older: Server, options: str
+    ) -> None:
+        for store in (
+            PostgresStore(f"{older.dsn}?options={quote(options, safe='')}"),
+            PostgresStore(older.dsn, connect_options={"server_settings": {"options": options}}),
+        ):
+            assert isinstance(await refusal(store), StoreUnusable)
 
 
 class TestSockets:

@@ -115,6 +115,7 @@ class TestPool:
             )
         assert type(refused).__name__ == "OutcomeUnknown"
         assert "run 'run': commit" in str(refused)
+        assert "did not answer within 0.5 s (command_timeout_seconds)" in str(refused)
         assert await store.commit_many([commit(record(path="next"))]) == [None]
 
     async def test_closed_means_closed(self, make_store: MakeStore) -> None:
@@ -511,6 +512,49 @@ class TestErrors:
                 await store.runs(RunQuery(limit=limit, cursor="[1,2]"))
             with pytest.raises(ConfigError, match=r"'\[1,2\]' is no cursor: pass the one"):
                 await store.claimable(ClaimQuery(limit=limit, cursor="[1,2]"))
+
+    async def test_a_server_that_says_nothing_is_told_of_with_the_time_that_it_had(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            dsn = older.at(proxy.host, proxy.port).dsn
+            times = {"acquire_timeout_seconds": 0.3, "command_timeout_seconds": 0.4}
+            store = PostgresStore(dsn, schema=schema, **times)
+            await store.health()
+            proxy.pause()
+            with pytest.raises(StoreUnavailable) as unanswered:
+                await store.health()
+            with pytest.raises(StoreUnavailable) as unconnected:
+                await store.health()
+            proxy.resume()
+            await store.aclose()
+        assert "the server did not answer within 0.4 s (command_timeout_seconds)" in str(
+            unanswered.value
+        )
+        assert "did not let the store in within 0.3 s (acquire_timeout_seconds)" in str(
+            unconnected.value
+        )
+        assert isinstance(unconnected.value.__cause__, TimeoutError)
+
+    async def test_a_server_that_is_silent_at_the_first_look(
+        self, older: Server, schema: str
+    ) -> None:
+        with TcpProxy(older.host, older.port) as proxy:
+            dsn = older.at(proxy.host, proxy.port).dsn
+            store = PostgresStore(dsn, schema=schema, acquire_timeout_seconds=0.3)
+            proxy.pause()
+            with pytest.raises(StoreUnavailable, match=r"0\.3 s \(acquire_timeout_seconds\)"):
+                await store.setup()
+            proxy.resume()
+            await store.aclose()
+
+    async def test_a_pool_that_lends_nothing(self, older: Server, schema: str) -> None:
+        async with asyncpg.create_pool(older.dsn, min_size=1, max_size=1) as pool:
+            store = PostgresStore(pool=pool, schema=schema, acquire_timeout_seconds=0.1)
+            async with pool.acquire():
+                with pytest.raises(StoreUnavailable, match=r"0\.1 s \(acquire_timeout_seconds\)"):
+                    await store.health()
+            await store.aclose()
 
     async def test_a_database_that_is_not_there(self, older: Server) -> None:
         store = PostgresStore(older._replace(database="none").dsn)

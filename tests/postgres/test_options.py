@@ -93,6 +93,9 @@ class TestOptions:
             ("max_idle_seconds", -1),
             ("statement_cache_size", -1),
             ("connect_options", {"statement_cache_size": 3}),
+            ("connect_options", {"server_settings": ["jit"]}),
+            ("connect_options", {"server_settings": {"statement_timeout": 1000}}),
+            ("connect_options", {"server_settings": {"application_name": "a\0b"}}),
         ],
     )
     def test_a_wrong_option_is_named(self, option: str, value: object) -> None:
@@ -221,6 +224,7 @@ class TestOptionsInTheUrl:
             ("command_timeout=1", {}, "did you mean 'command_timeout_seconds'?"),
             ("Password=a", {}, "did you mean 'password'?"),
             ("keepalives=1", {}, "the URL has 'keepalives' after \"?\""),
+            ("application_name=a%00b", {}, "the URL has a NUL (%00)"),
         ],
     )
     def test_a_wrong_one_is_named(self, query: str, options: dict[str, Any], problem: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -13,12 +14,14 @@ from stroma.checkpoint import Durability
 from stroma.errors import StoreError, StoreUnusable
 from stroma.per_loop import PerLoop
 from stroma_postgres._errors import (
+    NO_ANSWER,
     connect_error,
     is_loss,
     is_unanswered,
     is_value_error,
     lacks_tables,
     operation_error,
+    timed,
 )
 from stroma_postgres._names import names_of
 from stroma_postgres._options import PostgresOptions
@@ -31,7 +34,7 @@ from stroma_postgres._pool import (
 )
 from stroma_postgres._setup import look, migrate
 from stroma_postgres._statements import Statements, statements
-from stroma_postgres._url import shown
+from stroma_postgres._url import hidden_values, shown
 
 if TYPE_CHECKING:
     from stroma_postgres._pool import Connection, HandedInPool, Rows
@@ -54,6 +57,10 @@ class Client:
         self._names = names_of(options.schema_name, options.table_prefix)
         self.sql: Statements = statements(self._names)
         self.address = "the pool's server" if pool else shown(options.dsn)
+        self._dsn = "" if pool else options.dsn
+        self._hidden = hidden_values(
+            self._dsn, options.connect_options.get("server_settings") or {}
+        )
         self.durability = Durability.FSYNC
         self._pool_loop: asyncio.AbstractEventLoop | None = getattr(pool, "_loop", None)
         self._hot = (self.sql.open, self.sql.add_one, self.sql.commit_one, self.sql.commit)
@@ -142,13 +149,23 @@ class Client:
         try:
             return await lender.acquire()
         except Exception as exc:
-            error = connect_error(exc, self.address, self._names)
+            error = self._connect_error(exc)
             if maybe_done:
                 error = self._error(exc, what, is_lost_write=True)
             raise error from error.__cause__
 
+    def _connect_error(self, exc: Exception) -> StoreError:
+        return connect_error(exc, self.address, self._names, self._dsn, self._hidden)
+
     def _error(self, exc: Exception, what: str, *, is_lost_write: bool) -> StoreError:
-        return operation_error(exc, self.address, self._names, what, is_lost_write=is_lost_write)
+        return operation_error(
+            exc,
+            self.address,
+            self._names,
+            what,
+            is_lost_write=is_lost_write,
+            hidden=self._hidden,
+        )
 
     def _lender(self) -> Lender:
         if self._borrowed is not None:
@@ -173,7 +190,8 @@ class Client:
         size = self._statement_cache_size or 0
         connection = await self._connect_with(size)
         try:
-            await connection.make_ready(self._hot if size else (), is_direct=self._is_direct)
+            with timed(NO_ANSWER, self._timeout, "command_timeout_seconds"):
+                await connection.make_ready(self._hot if size else (), is_direct=self._is_direct)
         except BaseException:
             connection.terminate()
             raise
@@ -181,14 +199,16 @@ class Client:
 
     async def _connect_with(self, statement_cache_size: int) -> OwnConnection:
         options = self._options
-        return await asyncpg.connect(
-            options.dsn,
-            timeout=options.acquire_timeout_seconds,
-            command_timeout=options.command_timeout_seconds,
-            statement_cache_size=statement_cache_size,
-            connection_class=OwnConnection,
-            **options.connect_options,
-        )
+        seconds = options.acquire_timeout_seconds
+        with timed("the server did not let the store in", seconds, "acquire_timeout_seconds"):
+            return await asyncpg.connect(
+                options.dsn,
+                timeout=seconds,
+                command_timeout=options.command_timeout_seconds,
+                statement_cache_size=statement_cache_size,
+                connection_class=OwnConnection,
+                **options.connect_options,
+            )
 
     async def _setup(self) -> None:
         async with self._lender().setting_up:
@@ -215,7 +235,7 @@ class Client:
         try:
             own = await lender.open_apart(partial(self._connect_with, 0))
         except Exception as exc:
-            error = connect_error(exc, self.address, self._names)
+            error = self._connect_error(exc)
             raise error from error.__cause__
         try:
             await self._prepare(own)
@@ -223,8 +243,12 @@ class Client:
             await lender.close_apart(own)
 
     async def _prepare(self, connection: Connection) -> None:
-        found = await look(connection, self.sql, self._options.command_timeout_seconds)
-        await migrate(connection, self.sql, self._names, may_change=self._options.migrate)
+        with timed(NO_ANSWER, self._timeout, "command_timeout_seconds"):
+            found = await look(connection, self.sql, self._timeout)
+        own_time = timed(NO_ANSWER, self._timeout, "command_timeout_seconds")
+        # A pool that was handed in has a time of its own for this.
+        with own_time if self._borrowed is None else nullcontext():
+            await migrate(connection, self.sql, self._names, may_change=self._options.migrate)
         self.durability = found.durability
         self._is_direct = not found.has_pooler
         if self._statement_cache_size is None:

@@ -112,7 +112,18 @@ class PostgresOptions(BaseModel):
         for name in _SET_BY_THE_STORE:
             if name in value:
                 raise ValueError(f"{name} is set by the store: leave it out")
+        settings = value.get("server_settings")
+        if settings is not None and not _are_settings(settings):
+            raise ValueError("server_settings must be a dict of str to str, without NUL")
         return value
+
+
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(text, str) and "\0" not in text
+        for pair in value.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        for text in pair  # pyright: ignore[reportUnknownVariableType]
+    )
 
 
 def check_identifier(value: str, option: str, max_bytes: int = MAX_PREFIX_BYTES) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 import asyncpg
 
 from stroma.errors import StoreUnavailable, StoreUnusable
+from stroma_postgres._errors import NO_ANSWER, timed
 from stroma_postgres._opening import Openings, uncut_task
 
 if TYPE_CHECKING:
@@ -129,10 +130,11 @@ async def fetch(
     connection: Connection, statement: str, arguments: Sequence[Any], timeout: float
 ) -> Rows:
     """Send a statement, and return its rows."""
-    # Not isinstance, which the driver answers for its proxies, too.
-    if type(connection) is OwnConnection:
-        return await connection.fetch_ready(statement, arguments, timeout)
-    return await connection.fetch(statement, *arguments, timeout=timeout)
+    with timed(NO_ANSWER, timeout, "command_timeout_seconds"):
+        # Not isinstance, which the driver answers for its proxies, too.
+        if type(connection) is OwnConnection:
+            return await connection.fetch_ready(statement, arguments, timeout)
+        return await connection.fetch(statement, *arguments, timeout=timeout)
 
 
 async def close_politely(connection: OwnConnection) -> None:
@@ -409,7 +411,9 @@ class Borrowed:
 
     async def acquire(self) -> Connection:
         """Return a connection that is nobody else's; see `Lender.acquire`."""
-        return await self._pool.acquire(timeout=self._acquire_timeout)
+        what = "the pool that was handed in lent no connection"
+        with timed(what, self._acquire_timeout, "acquire_timeout_seconds"):
+            return await self._pool.acquire(timeout=self._acquire_timeout)
 
     async def give_back(self, connection: Connection) -> None:
         """Take a connection back whose last statement was answered."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -61,6 +62,8 @@ SETTINGS: Final = frozenset(
 )
 """Settings of the server that stand in URLs; by "options", all others can be given."""
 
+_FILES: Final = frozenset({"sslcert", "sslkey", "sslrootcert", "sslcrl"})
+
 # Of the names above, those whose values are or may hold a secret.
 _HIDDEN: Final = frozenset({"password", "sslpassword", "options"})
 
@@ -84,6 +87,8 @@ def check_url(dsn: str) -> None:
     """
     if not dsn.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
         raise ValueError("the URL must begin with postgresql:// or postgres://")
+    if "%00" in dsn or "\0" in dsn:
+        raise ValueError("the URL has a NUL (%00), which PostgreSQL takes nowhere")
     try:
         parts = urlsplit(dsn)
         settings = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
@@ -157,6 +162,43 @@ def shown(dsn: str) -> str:
         for name, _, text in _in_query(dsn)
     ]
     return mask_passwords(_with_query(dsn, texts))
+
+
+def hidden_values(dsn: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return values of settings that may be secrets, and that the server may repeat.
+
+    Args:
+        dsn: the URL.
+        settings: what is set beside it.
+
+    Returns:
+        The longest first, so that none is the beginning of a later one.
+    """
+    found: set[str] = set()
+    for name, value in [*((name, value) for name, value, _ in _in_query(dsn)), *settings.items()]:
+        if name == "options":
+            for word in re.split(r"(?<!\\)\s+", value):
+                found.update(re.sub(r"\\(.)", r"\1", text) for text in _values_of(word))
+        elif name not in PARAMETERS | SETTINGS:
+            found.add(value)
+    return tuple(sorted(found - {""}, key=len, reverse=True))
+
+
+def _values_of(word: str) -> tuple[str, ...]:
+    """Return what is no name in a word of "options", such as ``jit=off`` or ``--jit=off``.
+
+    A word that sets nothing may be a secret: as a whole, or behind the letter of an option.
+    """
+    _, equals, value = word.partition("=")
+    return (value,) if equals else (word, re.sub("^-[-a-zA-Z]", "", word))
+
+
+def unreadable_file(dsn: str) -> str:
+    """Return the parameter of a URL that names a file which cannot be read, or ""."""
+    for name, path, _ in _in_query(dsn):
+        if name in _FILES and not os.access(path, os.R_OK):
+            return name
+    return ""
 
 
 def _is_for_the_driver(name: str) -> bool:

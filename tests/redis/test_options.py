@@ -125,6 +125,7 @@ def test_the_url_says_how_long_runs_are_kept() -> None:
         "?word",
         "12?word",
         "1?a=word",
+        "1@/word",
         "a[b",
     ],
 )
@@ -152,6 +153,8 @@ def test_what_a_url_may_hold_as_it_is() -> None:
         ("redis://u:a%23%2F%3F%40@h", "a#/?@"),
         ("redis://u:a@b:c@h", "a@b:c"),
         ("redis://h?password=a@b", "a@b"),
+        ("unix:///run/a@b.sock?password=c", "c"),
+        ("unix://u:c@/run/a%40b.sock", "c"),
     ):
         assert RedisOptions.model_validate({"url": url}).connection()["password"] == password
 

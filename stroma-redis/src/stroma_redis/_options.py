@@ -220,13 +220,15 @@ def _split(url: str) -> SplitResult:
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"the URL must begin with {', '.join(f'{s}://' for s in _SCHEMES)}")
-    if parts.scheme in _UNIX:
+    is_socket = parts.scheme in _UNIX
+    where = parts.path if is_whole else parts.path + parts.query
+    if "@" in where and ("@" in parts.netloc or not is_socket):
+        raise ValueError(f"the URL has a '/' or '?' before the '@': {_ENCODE}")
+    if is_socket:
         if parts.netloc.rpartition("@")[2]:
             raise ValueError(f"a socket has no host, as in unix:///run/redis.sock; {_ENCODE}")
         if not parts.path.strip("/"):
             raise ValueError("the path of the socket is missing, as in unix:///run/redis.sock")
-    elif "@" in parts.path or (not is_whole and "@" in parts.query):
-        raise ValueError(f"the URL has a '/' or '?' before the '@': {_ENCODE}")
     elif not is_whole:
         raise ValueError("the URL names no host, as in redis://localhost:6379")
     return parts

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -608,3 +611,27 @@ def test_the_commands_work_on_a_file(
     asyncio.run(write())
 
     assert stroma(*command, "--store", url).code == 0
+
+
+@pytest.mark.parametrize("command", [("runs",), ("show", "ñ日")])
+def test_what_the_output_cannot_encode_is_escaped(command: tuple[str, ...], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+
+    async def write() -> None:
+        store = SQLiteStore(tmp_path / "runs.db")
+        request = OpenRequest("ñ日", "t", "w", 1000, RunRecord("ñ日", RunStatus.PENDING))
+        await store.open_run(request)
+        await store.release("ñ日", "t")
+        await store.aclose()
+
+    asyncio.run(write())
+
+    done = subprocess.run(
+        [sys.executable, "-m", "stroma", *command, "--store", url],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xf1\\u65e5" in done.stdout

@@ -6,6 +6,7 @@ answer), 2 when it was asked for wrongly (an unknown option, store or status).
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.util import find_spec
 
@@ -15,6 +16,8 @@ EXIT_WRONG_USE = 2
 
 def main() -> None:
     """Run the command line, and exit. Without the extra ``cli`` only ``plugins`` works."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # ids may hold what its encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     if find_spec("typer") is None or find_spec("rich") is None:
         from stroma.cli.plain import run
 

@@ -111,6 +111,12 @@ class ClaimableClauses:
         refuses_all(lambda cursor: kit.store.claimable(ClaimQuery(cursor=cursor)))
         refuses_all(lambda cursor: kit.store.claimable(ClaimQuery(cursor=cursor, limit=0)))
 
+    def test_a_cursor_of_claimable_runs_of_any_finite_time_is_taken(self, kit: Kit) -> None:
+        """A page begins after a time however far from today it is."""
+        submitted(kit, "run")
+        assert ids_of(kit.store.claimable(ClaimQuery(cursor='[-1e308,"a"]'))) == ["run"]
+        assert ids_of(kit.store.claimable(ClaimQuery(cursor='[1e308,"a"]'))) == []
+
     def test_claimable_runs_are_asked_for_by_pipeline(self, kit: Kit) -> None:
         """A query finds the runs of any of its pipelines, compared as a whole, on every page."""
         names = ("p", "q", "p%", "P", "", "pp", "Gr\u00fc\u00dfe")

@@ -173,6 +173,12 @@ class ListingClauses:
         refuses_all(lambda cursor: kit.store.purge(RunQuery(cursor=cursor)))
         assert ids_of(kit.store.runs(RunQuery())) == ["run"], "what was refused removed a run"
 
+    def test_a_cursor_of_any_finite_time_is_taken(self, kit: Kit) -> None:
+        """A page begins after a time however far from today it is."""
+        kit.store.open_run(request())
+        assert ids_of(kit.store.runs(RunQuery(cursor='[1e308,"a"]'))) == ["run"]
+        assert ids_of(kit.store.runs(RunQuery(cursor='[-1e308,"a"]'))) == []
+
     def test_records_do_not_move_a_run_in_the_list(self, kit: Kit) -> None:
         """Commits of records leave the order of the list as it is."""
         kit.store.open_run(request("a"))

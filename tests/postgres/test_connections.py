@@ -17,6 +17,7 @@ from stroma.errors import ConfigError, OutcomeUnknown, StoreUnavailable, StoreUn
 from stroma.records import ClaimQuery, RunQuery
 from stroma.testing import TcpProxy
 from stroma_postgres import PostgresStore
+from stroma_postgres._migrations import lock
 from stroma_postgres._opening import Openings
 from stroma_postgres._pool import Connections
 from tests.core.stores.support import Note, commit, record, request
@@ -268,32 +269,103 @@ class TestCancellation:
     ) -> None:
         """PgBouncer 1.18 exits when whoever asks it is gone before the answer."""
         observer = await asyncpg.connect(server.dsn, statement_cache_size=0)
-        limit = 0.5 if is_timed_out else 30.0
+        await self.make_a_run(server, schema)
         with TcpProxy(server.host, server.port) as proxy:
+            limit = 2.0 if is_timed_out else 30.0
             dsn = server.at(proxy.host, proxy.port).dsn
             store = PostgresStore(
                 dsn, schema=schema, max_connections=1, command_timeout_seconds=limit
             )
-            await store.open_run(request())
+            await store.inspect("run")
             connections = proxy.accepted
             async with admin.transaction():
                 await lock_runs(admin, store)
                 opening = asyncio.create_task(store.open_run(request()))
-                await until(lambda: waits_for_a_lock(observer, schema))
+                await until(lambda: is_waiting(observer, schema))
                 if not is_timed_out:
                     opening.cancel()
                 await asyncio.wait((opening,))
-                await until(lambda: pool_of(store).size == 0)
                 if server == pgbouncer:
+                    await asyncio.sleep(0.05)  # it would have connected by now
                     assert proxy.accepted == connections
+                    assert pool_of(store).size == 1  # still at the server, so that it counts
                 else:
+                    await until(lambda: pool_of(store).size == 0)
                     assert proxy.accepted == connections + 1
-                    assert not await waits_for_a_lock(observer, schema)
+                    assert not await waiting(observer, schema)
             if is_timed_out:
                 assert isinstance(opening.exception(), OutcomeUnknown)
             assert await store.inspect("run") is not None
             await store.aclose()
         await observer.close()
+
+    async def test_no_more_statements_wait_at_the_server_than_it_was_promised(
+        self, server: Server, admin: Admin, schema: str
+    ) -> None:
+        """Also of those that were given up: a pooler does not have them cancelled."""
+        observer = await asyncpg.connect(server.dsn, statement_cache_size=0)
+        await self.make_a_run(server, schema)
+        store = PostgresStore(
+            server.dsn,
+            schema=schema,
+            max_connections=2,
+            command_timeout_seconds=1.0,
+            acquire_timeout_seconds=0.2,
+        )
+        async with admin.transaction():
+            await lock_runs(admin, store)
+            tries = [asyncio.create_task(store.open_run(request())) for _ in range(2)]
+            await until(lambda: is_waiting(observer, schema))
+            await asyncio.wait(tries)
+            for _ in range(6):
+                with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                    await store.open_run(request())
+                assert await waiting(observer, schema) <= 2
+        assert await store.inspect("run") is not None
+        await store.aclose()
+        assert await waiting(observer, schema) == 0
+        await observer.close()
+
+    async def test_tries_to_make_the_tables_do_not_pile_up_at_the_server(
+        self, server: Server, admin: Admin, schema: str
+    ) -> None:
+        """Every operation tries, while somebody else has the lock for it."""
+        store = PostgresStore(server.dsn, schema=schema, command_timeout_seconds=0.3)
+        async with admin.transaction():
+            await admin.execute(lock(store._client._names))
+            for _ in range(8):
+                with pytest.raises(StoreUnavailable):
+                    await store.setup()
+            assert await admin.fetchval(_WAIT_TO_MIGRATE) <= 5  # PgBouncer's pool is of five
+        await store.setup()
+        await store.aclose()
+
+    async def test_closing_waits_a_while_for_a_statement_that_was_given_up(
+        self, server: Server, admin: Admin, schema: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stroma_postgres._pool._CLOSE_SECONDS", 0.1)
+        observer = await asyncpg.connect(server.dsn, statement_cache_size=0)
+        loop, complaints = asyncio.get_running_loop(), list[str]()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        await self.make_a_run(server, schema)
+        store = PostgresStore(server.dsn, schema=schema)
+        async with admin.transaction():
+            await lock_runs(admin, store)
+            opening = asyncio.create_task(store.open_run(request()))
+            await until(lambda: is_waiting(observer, schema))
+            opening.cancel()
+            await asyncio.wait((opening,))
+            pool = pool_of(store)
+            await asyncio.wait_for(store.aclose(), 10)
+            assert pool.size == 0
+        gc.collect()
+        assert complaints == []
+        await observer.close()
+
+    async def make_a_run(self, server: Server, schema: str) -> None:
+        store = PostgresStore(server.dsn, schema=schema)
+        await store.open_run(request())
+        await store.aclose()
 
     async def test_what_came_while_the_loop_stood_still_is_heard(self, older: Server) -> None:
         """No time is left, and the server has answered: the driver is not cut before it knows."""
@@ -613,15 +685,23 @@ class TestErrors:
         process.remove()
 
 
-async def waits_for_a_lock(admin: Admin, schema: str) -> bool:
-    """Say whether a statement on the tables of a schema waits for somebody's lock."""
-    return bool(
+_WAIT_TO_MIGRATE = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"
+
+
+async def waiting(admin: Admin, schema: str) -> int:
+    """Return how many statements on the tables of a schema wait for somebody's lock."""
+    return int(
         await admin.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
             "AND query LIKE '%' || $1 || '%'",
             schema,
         )
     )
+
+
+async def is_waiting(admin: Admin, schema: str) -> bool:
+    """Say whether one does."""
+    return await waiting(admin, schema) > 0
 
 
 async def lock_runs(admin: Admin, store: PostgresStore) -> None:

@@ -239,18 +239,22 @@ class Client:
             raise error from error.__cause__
         try:
             await self._prepare(own)
-        finally:
-            await lender.close_apart(own)
+        except BaseException:
+            lender.give_up_apart(own)
+            raise
+        await lender.close_apart(own)
 
     async def _prepare(self, connection: Connection) -> None:
         with timed(NO_ANSWER, self._timeout, "command_timeout_seconds"):
             found = await look(connection, self.sql, self._timeout)
+        self._is_direct = not found.has_pooler
+        if type(connection) is OwnConnection:
+            connection.is_direct = self._is_direct
         own_time = timed(NO_ANSWER, self._timeout, "command_timeout_seconds")
         # A pool that was handed in has a time of its own for this.
         with own_time if self._borrowed is None else nullcontext():
             await migrate(connection, self.sql, self._names, may_change=self._options.migrate)
         self.durability = found.durability
-        self._is_direct = not found.has_pooler
         if self._statement_cache_size is None:
             self._statement_cache_size = 0 if found.has_pooler else _DEFAULT_STATEMENT_CACHE
 

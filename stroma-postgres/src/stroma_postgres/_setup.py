@@ -11,6 +11,7 @@ from stroma.checkpoint import Capabilities, Durability
 from stroma.errors import StoreUnusable
 from stroma_postgres._migrations import MIGRATIONS, VERSION, Migration, lock, steps
 from stroma_postgres._names import Names
+from stroma_postgres._pool import OwnConnection
 from stroma_postgres._statements import Statements
 
 if TYPE_CHECKING:
@@ -114,10 +115,11 @@ async def migrate(
         if version < VERSION:  # nobody else did it meanwhile, whose store is at work by now
             await connection.execute(steps(names, version))
     except BaseException:
-        # On a connection that is gone, this fails, too: that must not hide a cancellation, as the
-        # driver's context manager would.
-        with contextlib.suppress(Exception):
-            await transaction.rollback()
+        # A connection of the store's own is closed, which does it. On one that is gone it fails:
+        # that must not hide a cancellation, as the driver's context manager would.
+        if type(connection) is not OwnConnection:
+            with contextlib.suppress(Exception):
+                await transaction.rollback()
         raise
     await transaction.commit()
 

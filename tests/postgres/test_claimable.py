@@ -14,7 +14,7 @@ from stroma_postgres import PostgresStore
 from stroma_postgres._statements import claiming
 from tests.core.stores.support import commit, record, request
 from tests.postgres.conftest import Admin, MakeStore
-from tests.postgres.test_connections import until
+from tests.postgres.support import until
 from tests.servers.postgres import Server
 
 pytestmark = pytest.mark.server

@@ -30,6 +30,7 @@ from stroma_postgres._pool import (
     Connections,
     Lender,
     OwnConnection,
+    close_politely,
     fetch,
 )
 from stroma_postgres._setup import look, migrate
@@ -192,6 +193,9 @@ class Client:
         try:
             with timed(NO_ANSWER, self._timeout, "command_timeout_seconds"):
                 await connection.make_ready(self._hot if size else (), is_direct=self._is_direct)
+        except Exception:
+            await close_politely(connection)  # or the statement would wait on at the server
+            raise
         except BaseException:
             connection.terminate()
             raise

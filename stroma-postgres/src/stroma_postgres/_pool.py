@@ -35,11 +35,6 @@ else:
 _CLOSE_SECONDS: Final = 5.0
 """How long a connection may take to be cancelled and closed politely."""
 
-_POOLED_SECONDS: Final = 60.0
-"""How long a statement that nobody waits for may go on behind a pooler, on a connection that counts
-until then: if it were dropped at once, the pooler would open another one to the server, whose own
-session waits on for its lock, and without limit."""
-
 _TRUSTED_SECONDS: Final = 1.0
 """A connection that was used so lately is not looked at before it is used again."""
 
@@ -84,28 +79,23 @@ class OwnConnection(BaseConnection):
         The driver does so by a connection of its own, which it opens in a task that the end of a
         loop cuts: see `Openings`. Here closing waits for that task, and the loop for closing.
 
-        A pooler is not asked, and the statement ends by itself. PgBouncer before 1.18 may cancel
-        a statement of somebody else's, and PgBouncer 1.18 to 1.20 may exit, as 1.18 does when
-        whoever asked is gone before the answer:
+        A pooler is not asked: the connection is dropped, and the statement ends by itself.
+        PgBouncer before 1.18 may cancel a statement of somebody else's, and PgBouncer 1.18 to
+        1.20 may exit, as 1.18 does when whoever asked is gone before the answer:
         https://github.com/pgbouncer/pgbouncer/pull/717, /pull/846, /pull/927, /pull/928
-
-        Args:
-            waiters: the first one waits until the server is asked, and a second one, in newer
-                versions of the driver, until it has answered the statement.
         """
         driver: Any = self  # what it keeps to itself is not in its stubs
-        if driver._aborted:  # there is nothing to ask, nor to answer
-            _release(waiters)
-        elif self.is_direct:
+        if self.is_direct:
             driver._cancellations.add(uncut_task(driver._cancel(*waiters)))
         else:
-            _release(waiters[:1])
+            # Not at once: the driver is in the middle of its own work.
+            driver._loop.call_soon(self._drop, waiters)
 
-
-def _release(waiters: Sequence[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
+    def _drop(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+        self.terminate()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Lender(Protocol):
@@ -150,7 +140,7 @@ async def fetch(
 async def close_politely(connection: OwnConnection) -> None:
     """Cancel what is under way, say goodbye and close, whatever happens meanwhile."""
     try:
-        await connection.close(timeout=_CLOSE_SECONDS if connection.is_direct else _POOLED_SECONDS)
+        await connection.close(timeout=_CLOSE_SECONDS)
     except Exception:
         connection.terminate()
 
@@ -183,7 +173,7 @@ class Connections:
         # Each gets a connection, or None: the right to open one.
         self._waiting: deque[asyncio.Future[OwnConnection | None]] = deque()
         self._openings: Openings[OwnConnection] = Openings()
-        self._closing: dict[asyncio.Task[None], OwnConnection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._watch: AsyncGenerator[None, None] | None = None
         self._is_closed = False
@@ -252,12 +242,12 @@ class Connections:
 
     async def close_apart(self, connection: OwnConnection) -> None:
         """Close such a connection; whoever waits for that may be cancelled meanwhile."""
-        await asyncio.wait((self._in_a_task(close_politely(connection), connection),))
+        await asyncio.wait((self._in_a_task(close_politely(connection)),))
 
     def give_up_apart(self, connection: OwnConnection | None) -> None:
         """Have such a connection closed that may have a statement under way."""
         if connection is not None:
-            self._in_a_task(close_politely(connection), connection)
+            self._in_a_task(close_politely(connection))
 
     async def _wait_for_one(self) -> OwnConnection | None:
         turn: asyncio.Future[OwnConnection | None] = self._loop.create_future()
@@ -323,14 +313,12 @@ class Connections:
     def _discard(self, connection: OwnConnection) -> None:
         # In a task of its own: whoever gave it up may be cancelled, and need not wait. The slot
         # is free when it is closed, so that there are never more than the server was promised.
-        self._in_a_task(self._close_one(connection), connection)
+        self._in_a_task(self._close_one(connection))
 
-    def _in_a_task(
-        self, closing: Coroutine[Any, Any, None], connection: OwnConnection
-    ) -> asyncio.Task[None]:
+    def _in_a_task(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = uncut_task(closing)
-        self._closing[task] = connection
-        task.add_done_callback(self._closing.pop)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
         return task
 
     async def _close_one(self, connection: OwnConnection) -> None:
@@ -385,10 +373,6 @@ class Connections:
             turn.set_exception(StoreUnusable("the store was closed meanwhile"))
         self.expire()
         await self._openings.end()
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=_CLOSE_SECONDS)
-        for connection in self._closing.values():
-            connection.terminate()
         if self._closing:
             await asyncio.wait(self._closing, timeout=_CLOSE_SECONDS)
 

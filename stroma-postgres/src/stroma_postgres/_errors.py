@@ -106,9 +106,12 @@ def timed(what: str, seconds: float, option: str) -> Generator[None]:
     try:
         yield
     except TimeoutError as exc:
-        if exc.args:
-            raise
-        raise TimeoutError(f"{what} within {seconds:g} s ({option})") from None
+        raise timeout_told(exc, what, seconds, option) from exc.__cause__
+
+
+def timeout_told(exc: TimeoutError, what: str, seconds: float, option: str) -> TimeoutError:
+    """Return what `timed` raises, for what is done too often for a context manager."""
+    return exc if exc.args else TimeoutError(f"{what} within {seconds:g} s ({option})")
 
 
 def connect_error(

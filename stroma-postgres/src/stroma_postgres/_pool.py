@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 import asyncpg
 
 from stroma.errors import StoreUnavailable, StoreUnusable
-from stroma_postgres._errors import NO_ANSWER, timed
+from stroma_postgres._errors import NO_ANSWER, timed, timeout_told
 from stroma_postgres._opening import Openings, uncut_task
 
 if TYPE_CHECKING:
@@ -130,11 +130,13 @@ async def fetch(
     connection: Connection, statement: str, arguments: Sequence[Any], timeout: float
 ) -> Rows:
     """Send a statement, and return its rows."""
-    with timed(NO_ANSWER, timeout, "command_timeout_seconds"):
+    try:
         # Not isinstance, which the driver answers for its proxies, too.
         if type(connection) is OwnConnection:
             return await connection.fetch_ready(statement, arguments, timeout)
         return await connection.fetch(statement, *arguments, timeout=timeout)
+    except TimeoutError as exc:
+        raise timeout_told(exc, NO_ANSWER, timeout, "command_timeout_seconds") from exc.__cause__
 
 
 async def close_politely(connection: OwnConnection) -> None:
